@@ -1,0 +1,210 @@
+"""Training learns, repeats itself bit for bit, and goes on after an interruption as if there had been none."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from base.errors import UserError
+from train.architecture import build
+from train.datasets import Dataset, Samples, load
+from train.encoding import Encoding, encode
+from train.objectives import predict
+from train.trainer import Training, evaluate, fit, load_weights, record
+
+TRAINING = Training(epochs=3, batch_size=16)
+ENCODING = Encoding(steps=4)
+
+
+@pytest.fixture(scope="module")
+def few():
+    digits = load("digits")
+    return replace(digits, train=Samples(digits.train.values[:70], digits.train.labels[:70]))
+
+
+def fresh(notation="12-10", seed=0):
+    return build(notation, (1, 8, 8), seed=seed)
+
+
+class Killed(Exception):
+    pass
+
+
+def killer(epoch, batch):
+    def progress(at):
+        if (at["epoch"], at["batch"]) == (epoch, batch):
+            raise Killed
+
+    return progress
+
+
+def without_seconds(metrics):
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in metrics]
+
+
+def written_metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_tensors(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(few, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, fit(fresh(), few, ENCODING, TRAINING, folder)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("moment", [(1, 2), (2, 1), (3, 5)])
+def test_resumed_training_equals_uninterrupted_training_bit_for_bit(few, uninterrupted, tmp_path, moment):
+    whole, metrics = uninterrupted
+    with pytest.raises(Killed):
+        fit(fresh(), few, ENCODING, TRAINING, tmp_path, killer(*moment))
+    assert not (tmp_path / "weights.safetensors").exists()
+    seen = []
+    resumed = fit(fresh(), few, ENCODING, TRAINING, tmp_path, lambda at: seen.append(at["epoch"]))
+    assert min(seen) == moment[0]
+    assert without_seconds(resumed) == without_seconds(metrics)
+    assert written_metrics(tmp_path) == resumed
+    for name in ("weights.safetensors", "state.safetensors"):
+        assert same_tensors(load_file(tmp_path / name), load_file(whole / name))
+
+
+def test_finished_training_is_not_done_again(few, uninterrupted):
+    folder, metrics = uninterrupted
+    network = fresh()
+    assert fit(network, few, ENCODING, TRAINING, folder, killer(1, 1)) == metrics
+    assert same_tensors(dict(network.state_dict()), load_file(folder / "weights.safetensors"))
+
+
+@pytest.mark.parametrize("change", ["fingerprint", "seed", "architecture", "encoding", "initial weights", "data"])
+def test_a_state_of_another_training_is_not_used(few, tmp_path, change):
+    short = Training(epochs=1, batch_size=32)
+    fit(fresh(), few, ENCODING, short, tmp_path)
+    dataset = few
+    if change == "data":
+        dataset = replace(few, train=Samples(1 - few.train.values, few.train.labels))
+    seen = []
+    fit(
+        fresh("13-10" if change == "architecture" else "12-10", seed=int(change == "initial weights")),
+        dataset,
+        Encoding(steps=5) if change == "encoding" else ENCODING,
+        replace(short, seed=1) if change == "seed" else short,
+        tmp_path,
+        seen.append,
+        fingerprint="other" if change == "fingerprint" else "",
+    )
+    assert [at["batch"] for at in seen] == [1, 2, 3]
+
+
+def test_a_broken_state_is_refused_by_name(few, tmp_path):
+    fit(fresh(), few, ENCODING, Training(epochs=1), tmp_path)
+    state = tmp_path / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"state\.safetensors.*delete it to start training anew"):
+        fit(fresh(), few, ENCODING, Training(epochs=1), tmp_path)
+
+
+def test_progress_and_metrics_tell_the_same_story(few, tmp_path):
+    seen = []
+    metrics = fit(fresh(), few, ENCODING, Training(epochs=2, batch_size=16), tmp_path, seen.append)
+    assert [(at["epoch"], at["batch"]) for at in seen] == [(e, b) for e in (1, 2) for b in range(1, 6)]
+    assert all((at["epochs"], at["batches"]) == (2, 5) for at in seen)
+    assert [at["loss"] for at in seen[4::5]] == [line["loss"] for line in metrics]
+    assert [at["accuracy"] for at in seen[4::5]] == [line["train_accuracy"] for line in metrics]
+    assert set(metrics[0]["firing_rate"]) == {"dense1", "dense2"}
+
+
+def test_recorded_rasters_are_those_of_the_network_and_give_its_accuracy(few):
+    network = fresh()
+    rasters = record(network, few.test, ENCODING)
+    assert rasters["dense1"].shape == (4, 360, 12)
+    assert rasters["dense1"].dtype == np.uint8
+    spikes = encode(few.test.values[:256], np.arange(256), ENCODING)
+    assert np.array_equal(rasters["dense2"][:, :256], network.rasters(spikes)["dense2"].numpy())
+    answers = rasters["dense2"].sum(0, dtype=np.int64).argmax(1)
+    assert evaluate(network, few.test, ENCODING) == np.mean(answers == few.test.labels)
+
+
+def test_equal_counts_are_decided_for_the_lowest_class_as_numpy_does():
+    spikes = torch.randint(0, 2, (3, 500, 6), generator=torch.Generator().manual_seed(0)).float()
+    counts = spikes.sum(0).numpy()
+    assert np.array_equal(predict(spikes).numpy(), counts.argmax(1))
+    assert ((counts == counts.max(1, keepdims=True)).sum(1) > 1).any()
+
+
+def test_weights_can_be_loaded_again(few, uninterrupted):
+    folder, _ = uninterrupted
+    network = fresh(seed=5)
+    load_weights(network, folder / "weights.safetensors")
+    assert same_tensors(dict(network.state_dict()), load_file(folder / "weights.safetensors"))
+
+
+def test_weights_that_do_not_fit_are_refused_with_both_shapes(uninterrupted):
+    with pytest.raises(UserError, match=r"'dense1\.weight' has shape \[12, 64\], the network needs \[13, 64\]"):
+        load_weights(fresh("13-10"), uninterrupted[0] / "weights.safetensors")
+    with pytest.raises(UserError, match=r"'dense3\.weight' is missing"):
+        load_weights(fresh("12-10-10"), uninterrupted[0] / "weights.safetensors")
+    with pytest.raises(UserError, match=r"'dense2\.\w+' has no place"):
+        load_weights(fresh("12"), uninterrupted[0] / "weights.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights at all", None])
+def test_a_file_that_holds_no_weights_is_refused(tmp_path, content):
+    path = tmp_path / "weights.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"weights\.safetensors cannot be read"):
+        load_weights(fresh(), path)
+
+
+def test_weights_with_nan_are_refused(uninterrupted, tmp_path):
+    tensors = load_file(uninterrupted[0] / "weights.safetensors")
+    tensors["dense2.weight"][3, 4] = float("nan")
+    save_file(tensors, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=r"'dense2\.weight' holds NaN"):
+        load_weights(fresh(), tmp_path / "weights.safetensors")
+
+
+def test_weights_that_are_no_numbers_end_the_training_and_are_not_written(few, tmp_path):
+    network = fresh()
+    with torch.no_grad():
+        network.stages[0].synapse.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"'dense1\.weight' .*NaN.* epoch 1; .*learning_rate = 0\.\d+"):
+        fit(network, few, ENCODING, TRAINING, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_with_another_number_of_classes_is_refused(few, tmp_path):
+    with pytest.raises(UserError, match=r"\[9\] neurons, but data set 'digits' has 10 classes"):
+        fit(fresh("12-9"), few, ENCODING, TRAINING, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"learning_rate": 1.5}, {"seed": -1}]
+)
+def test_impossible_training_is_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        Training(**wrong)
+
+
+def test_a_problem_of_two_pixels_is_solved(tmp_path):
+    labels = np.arange(64) % 2
+    values = np.stack([labels, 1 - labels], 1).astype(np.float32)
+    part = Samples(values, labels)
+    network = build("8-2", (2,), seed=0)
+    fit(network, Dataset("pixels", (2,), 2, part, part), Encoding(steps=8), Training(epochs=20), tmp_path)
+    assert evaluate(network, part, Encoding(steps=8)) == 1.0
+
+
+@pytest.mark.slow
+def test_digits_reach_ninety_six_percent(tmp_path):
+    digits = load("digits")
+    network = build("64-10", digits.shape, seed=0)
+    fit(network, digits, Encoding(), Training(), tmp_path)
+    assert evaluate(network, digits.test, Encoding()) >= 0.96

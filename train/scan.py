@@ -1,0 +1,227 @@
+"""The scan over time of a layer of leaky integrate-and-fire neurons, forward and backward, as ONE autograd function.
+
+On the CPU in float32 it is a pair of fused Numba kernels; on every other device or dtype, and as the kernels' oracle, a
+plain torch twin. Both do the same float operations in the same order (no fused multiply-add), so their spikes are equal
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from train.surrogates import Surrogate
+
+Reset = Literal["hard", "soft"]
+
+TILE = 1024  # neurons whose state stays in the first-level cache for all steps
+WORTH_A_THREAD = 1 << 16  # state updates below which handing work to another thread costs more than it saves
+
+
+class _Neuron(NamedTuple):
+    alpha: float
+    beta: float
+    threshold: float
+    hard: bool
+    floor: bool
+
+
+def lif_scan(
+    current: Tensor,
+    bias: Tensor | None,
+    *,
+    alpha: float,
+    beta: float,
+    threshold: float,
+    reset: Reset,
+    floor: bool,
+    surrogate: Surrogate,
+    width: float,
+) -> Tensor:
+    """Spikes (0 or 1, in the current's dtype) of neurons that start from u = v = 0.
+
+    Shapes: current and result [T, B, *shape], bias anything that broadcasts to [*shape]. Each step, in this order
+    (docs/arithmetic.md, in floats):
+
+        u = alpha * u + current[t]                the bias does not pass through u
+        v = beta * v + u + bias
+        v = max(v, 0)                             only with `floor`
+        s = v > threshold                         strictly
+        v = 0 where s (hard), v - threshold * s (soft)
+
+    Backward takes h = surrogate(v - threshold, width) for ds/dv, v being the membrane before the reset, and follows the
+    reset too (Yang, arXiv 2011.09964): dv[t+1]/dv[t] = beta * ((1 - s) - v * h) for hard, beta * (1 - threshold * h) for soft.
+    Where the floor holds the membrane at 0 nothing flows back.
+    """
+    neuron = _Neuron(alpha, beta, threshold, reset == "hard", floor)
+    return _Scan.apply(current, bias, neuron, surrogate, width)
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, current: Tensor, bias: Tensor | None, neuron: _Neuron, surrogate: Surrogate, width: float
+    ) -> Tensor:
+        flat = current.reshape(len(current), -1)
+        drive = current.new_zeros(()) if bias is None else bias
+        drive = drive.expand(current.shape[1:]).reshape(-1)
+        spikes, membrane = (fused_forward if _fusible(flat) else plain_forward)(flat, drive, neuron)
+        ctx.save_for_backward(membrane)
+        ctx.neuron, ctx.surrogate, ctx.width = neuron, surrogate, width
+        ctx.shape, ctx.bias_shape = current.shape, None if bias is None else bias.shape
+        return spikes.view(current.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (membrane,) = ctx.saved_tensors
+        slope = ctx.surrogate(membrane - ctx.neuron.threshold, ctx.width)
+        run = fused_backward if _fusible(membrane) else plain_backward
+        grad_current, grad_drive = run(grads[0].reshape(membrane.shape), membrane, slope, ctx.neuron)
+        grad_bias = None
+        if ctx.bias_shape is not None:
+            grad_bias = grad_drive.view(ctx.shape[1:]).sum_to_size(ctx.bias_shape)
+        return grad_current.view(ctx.shape), grad_bias, None, None, None
+
+
+def plain_forward(current: Tensor, bias: Tensor, neuron: _Neuron) -> tuple[Tensor, Tensor]:
+    """Spikes and membranes before the reset, both [T, M], of current [T, M] and bias [M]. Any device, any dtype."""
+    spikes, membranes = torch.empty_like(current), torch.empty_like(current)
+    u = v = torch.zeros_like(bias)
+    for t, arriving in enumerate(current):
+        u = neuron.alpha * u + arriving
+        v = neuron.beta * v + u + bias
+        if neuron.floor:
+            v = v.clamp(min=0)
+        fired = v > neuron.threshold
+        spikes[t], membranes[t] = fired, v
+        v = torch.where(fired, 0.0 if neuron.hard else v - neuron.threshold, v)
+    return spikes, membranes
+
+
+def plain_backward(grad_spikes: Tensor, membrane: Tensor, slope: Tensor, neuron: _Neuron) -> tuple[Tensor, Tensor]:
+    """Gradients of the current [T, M] and of the bias [M] (summed over time), from [T, M] each."""
+    grad_current = torch.empty_like(membrane)
+    grad_u = grad_v = grad_bias = torch.zeros_like(membrane[0])
+    for t in reversed(range(len(membrane))):
+        after_reset = neuron.beta * grad_v
+        grad_s = grad_spikes[t] - after_reset * (membrane[t] if neuron.hard else neuron.threshold)
+        kept = after_reset * (membrane[t] <= neuron.threshold) if neuron.hard else after_reset
+        grad_v = kept + grad_s * slope[t]
+        if neuron.floor:
+            grad_v = grad_v * (membrane[t] > 0)
+        grad_u = grad_v + neuron.alpha * grad_u
+        grad_bias = grad_bias + grad_v
+        grad_current[t] = grad_u
+    return grad_current, grad_bias
+
+
+def fused_forward(current: Tensor, bias: Tensor, neuron: _Neuron) -> tuple[Tensor, Tensor]:
+    """`plain_forward` in one pass over memory; float32 on the CPU."""
+    spikes, membranes = torch.empty_like(current), torch.empty_like(current)
+    arrays = [tensor.detach().contiguous().numpy() for tensor in (current, bias)] + [spikes.numpy(), membranes.numpy()]
+    _over_neurons(_forward_kernel, current, *arrays, *_float32(neuron))
+    return spikes, membranes
+
+
+def fused_backward(grad_spikes: Tensor, membrane: Tensor, slope: Tensor, neuron: _Neuron) -> tuple[Tensor, Tensor]:
+    """`plain_backward` in one pass over memory; float32 on the CPU."""
+    grad_current, grad_bias = torch.empty_like(membrane), torch.empty_like(membrane[0])
+    arrays = [tensor.detach().contiguous().numpy() for tensor in (grad_spikes, membrane, slope)]
+    _over_neurons(_backward_kernel, membrane, *arrays, grad_current.numpy(), grad_bias.numpy(), *_float32(neuron))
+    return grad_current, grad_bias
+
+
+def _fusible(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
+
+
+def _float32(neuron: _Neuron) -> tuple[np.float32, np.float32, np.float32, bool, bool]:
+    # torch multiplies a float32 tensor by a Python number in float32; Numba would go through float64 for a float64 one.
+    return np.float32(neuron.alpha), np.float32(neuron.beta), np.float32(neuron.threshold), neuron.hard, neuron.floor
+
+
+def _over_neurons(kernel: Callable[..., None], like: Tensor, *arguments: Any) -> None:
+    """Run a kernel on all neurons of a [T, M] tensor, on as many threads as torch itself may use."""
+    neurons = like.shape[1]
+    threads = max(1, min(torch.get_num_threads(), like.numel() // WORTH_A_THREAD))
+    edges = [neurons * part // threads for part in range(threads + 1)]
+    elsewhere = [_pool().submit(kernel, a, b, *arguments) for a, b in pairwise(edges[1:])]
+    kernel(edges[0], edges[1], *arguments)
+    for part in elsewhere:
+        part.result()
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="scan")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child inherits the pool but none of its threads
+
+
+# The inner loops are kept apart, each over rows that start at index 0: with few arrays in a loop LLVM can check that
+# they do not overlap and uses vector instructions, which makes the kernels several times faster.
+
+
+@njit(cache=True, nogil=True)
+def _forward_kernel(first, last, current, bias, spikes, membranes, alpha, beta, threshold, hard, floor):  # type: ignore[no-untyped-def]
+    zero, one = np.float32(0), np.float32(1)
+    u, v = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    for start in range(first, last, TILE):
+        stop = min(start + TILE, last)
+        size = stop - start
+        drive = bias[start:stop]
+        u[:] = zero
+        v[:] = zero
+        for t in range(current.shape[0]):
+            arriving, fired, pre = current[t, start:stop], spikes[t, start:stop], membranes[t, start:stop]
+            for i in range(size):
+                u[i] = alpha * u[i] + arriving[i]
+            for i in range(size):
+                pre[i] = beta * v[i] + u[i] + drive[i]
+            if floor:
+                for i in range(size):
+                    pre[i] = zero if pre[i] < zero else pre[i]
+            for i in range(size):
+                fired[i] = one if pre[i] > threshold else zero
+            for i in range(size):
+                v[i] = (zero if hard else pre[i] - threshold) if pre[i] > threshold else pre[i]
+
+
+@njit(cache=True, nogil=True)
+def _backward_kernel(  # type: ignore[no-untyped-def]
+    first, last, grad_spikes, membrane, slope, grad_current, grad_bias, alpha, beta, threshold, hard, floor
+):
+    zero = np.float32(0)
+    grad_u, grad_v = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    for start in range(first, last, TILE):
+        stop = min(start + TILE, last)
+        size = stop - start
+        total = grad_bias[start:stop]
+        total[:] = zero
+        grad_u[:] = zero
+        grad_v[:] = zero
+        for t in range(membrane.shape[0] - 1, -1, -1):
+            arriving, pre, h = grad_spikes[t, start:stop], membrane[t, start:stop], slope[t, start:stop]
+            leaving = grad_current[t, start:stop]
+            for i in range(size):
+                after_reset = beta * grad_v[i]
+                kept = zero if hard and pre[i] > threshold else after_reset
+                grad_v[i] = kept + (arriving[i] - after_reset * (pre[i] if hard else threshold)) * h[i]
+            if floor:
+                for i in range(size):
+                    grad_v[i] = zero if pre[i] <= zero else grad_v[i]
+            for i in range(size):
+                grad_u[i] = grad_v[i] + alpha * grad_u[i]
+            for i in range(size):
+                total[i] += grad_v[i]
+            leaving[:] = grad_u[:size]
