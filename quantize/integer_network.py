@@ -1,0 +1,358 @@
+"""The artefact: populations of integer neurons and the connections between them, exactly as the chip holds them.
+
+Plain frozen data, checked when made, saved as one `.npz` that NumPy alone can read (see `save`). What it computes is
+`quantize/arithmetic.py`; `quantize/reference.py` runs it literally.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from base.errors import UserError
+from quantize import archive
+from quantize import arithmetic as rules
+
+FORMAT = "spikeproof-network"
+FORMAT_VERSION = 1
+INPUT = "input"  # the name that connections use for the network's input
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """Neurons of one shape. `decay_u`, `decay_v`, `threshold_mant` and `bias_mant` broadcast to that shape.
+
+    Kept shares per step: (4096 - (decay_u + 1)) / 4096 of the current, (4096 - decay_v) / 4096 of the voltage.
+    The bias, `bias_mant << bias_exp`, is in state units, 64 to one unit of activation or threshold.
+
+    Raises UserError for whatever the chip's registers cannot hold.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    decay_u: np.ndarray
+    decay_v: np.ndarray
+    threshold_mant: np.ndarray
+    bias_mant: np.ndarray
+    bias_exp: int = 0
+    reset: str = "hard"
+    floor: bool = False
+
+    def __post_init__(self) -> None:
+        what = f"population '{self.name}'"
+        if self.name == INPUT or not self.name or "/" in self.name:
+            raise UserError(f"{what}: a population's name is not empty, not '{INPUT}' and has no '/'; rename it.")
+        if not self.shape or min(self.shape) < 1:
+            raise UserError(f"{what}: shape {self.shape} holds no neuron; every dimension must be at least 1.")
+        unsigned_decay = (0, rules.DECAY_UNITY - 1)
+        bias_half = 1 << (rules.BIAS_BITS - 1)
+        for field, low, high in (
+            ("decay_u", *unsigned_decay),
+            ("decay_v", *unsigned_decay),
+            ("threshold_mant", 0, (1 << rules.THRESHOLD_BITS) - 1),
+            ("bias_mant", -bias_half, bias_half - 1),
+        ):
+            values = _integers(f"{what}: {field}", getattr(self, field), low, high)
+            if not _broadcasts(values.shape, self.shape):
+                raise UserError(f"{what}: {field} of shape {values.shape} does not broadcast to {self.shape}.")
+            _set(self, field, values.astype(np.int32))
+        _integers(f"{what}: bias_exp", self.bias_exp, 0, rules.BIAS_EXPONENT_MAX)
+        if self.reset not in ("hard", "soft"):
+            raise UserError(f"{what}: reset is '{self.reset}'; it is 'hard' or 'soft'.")
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    @property
+    def bias(self) -> np.ndarray:
+        """Bias in state units, int64, broadcasting to the shape."""
+        return self.bias_mant.astype(np.int64) << self.bias_exp
+
+
+@dataclass(frozen=True, eq=False)
+class Connection:
+    """Weights from one population (or the input) to another.
+
+    weight: even integers in -256..254. [O, I] reads the source flattened; [O, C / groups, kh, kw] is a cross-
+    correlation over a source [C, H, W], as in torch. The sum is shifted by `exponent`. `delay` counts steps of layer
+    time: 0 is within the step; every cycle needs at least 1 somewhere.
+    """
+
+    source: str
+    target: str
+    weight: np.ndarray
+    exponent: int = 0
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    delay: int = 0
+
+    def __post_init__(self) -> None:
+        what = f"connection {self.name}"
+        weight = _integers(f"{what}: weight", self.weight, rules.WEIGHT_MIN, rules.WEIGHT_MAX)
+        if weight.ndim not in (2, 4) or weight.size == 0:
+            raise UserError(
+                f"{what}: weight has shape {weight.shape}; it is [out, in] or [out, in / groups, height, width]."
+            )
+        if (weight % rules.WEIGHT_STEP).any():
+            odd = weight[weight % rules.WEIGHT_STEP != 0][0]
+            raise UserError(f"{what}: weight {odd} is odd; the chip drops the lowest bit, so weights must be even.")
+        _set(self, "weight", weight.astype(np.int16))
+        _integers(f"{what}: exponent", self.exponent, rules.EXPONENT_MIN, rules.EXPONENT_MAX)
+        _integers(f"{what}: delay", self.delay, 0, rules.DELAY_MAX)
+        for field, low in (("stride", 1), ("padding", 0), ("dilation", 1)):
+            _integers(f"{what}: {field}", getattr(self, field), low, 127)
+        _integers(f"{what}: groups", self.groups, 1, weight.shape[0])
+        if weight.shape[0] % self.groups:
+            raise UserError(f"{what}: {weight.shape[0]} output channels do not divide into {self.groups} groups.")
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}->{self.target}"
+
+    @property
+    def is_conv(self) -> bool:
+        return self.weight.ndim == 4
+
+    @property
+    def row_sums(self) -> np.ndarray:
+        """Sum of |weight| into each output (dense) or output channel (conv), int64 [O]."""
+        return np.abs(self.weight.astype(np.int64)).reshape(len(self.weight), -1).sum(axis=1)
+
+    def output_shape(self, source: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape that this connection gives to a source of that shape. Raises UserError where the two do not fit."""
+        if not self.is_conv:
+            if int(np.prod(source)) != self.weight.shape[1]:
+                raise UserError(
+                    f"connection {self.name}: the weights read {self.weight.shape[1]} inputs, "
+                    f"but the source of shape {source} has {int(np.prod(source))}."
+                )
+            return (self.weight.shape[0],)
+        if len(source) != 3 or source[0] != self.weight.shape[1] * self.groups:
+            raise UserError(
+                f"connection {self.name}: a convolution over {self.weight.shape[1] * self.groups} channels "
+                f"cannot read a source of shape {source}."
+            )
+        channels, height, width = source
+        shape = rules.conv_shape((channels, height, width), self.weight.shape, self.stride, self.padding, self.dilation)
+        if min(shape) < 1:
+            raise UserError(f"connection {self.name}: the convolution's output would be empty: {shape}.")
+        return shape
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerNetwork:
+    """Populations and connections, fed by one input of unsigned payloads (1 bit: spikes; more: graded).
+
+    Raises UserError where parts do not fit each other, where a cycle has no delay, or where an activation could leave
+    the one wrap that the contract defines (|a| must stay below 2^23).
+    """
+
+    input_shape: tuple[int, ...]
+    populations: tuple[Population, ...]
+    connections: tuple[Connection, ...]
+    output: str
+    payload_bits: int = 1
+
+    def __post_init__(self) -> None:
+        _integers("network: payload_bits", self.payload_bits, 1, 8)
+        if not self.input_shape or min(self.input_shape) < 1:
+            raise UserError(f"network: input shape {self.input_shape} is empty; every dimension must be at least 1.")
+        names = [population.name for population in self.populations]
+        if len(set(names)) != len(names):
+            raise UserError(f"network: two populations share a name among {names}; rename one.")
+        if self.output not in names:
+            raise UserError(f"network: the output '{self.output}' is no population; there are {names}.")
+        known = {INPUT, *names}
+        for connection in self.connections:
+            for end in (connection.source, connection.target):
+                if end not in known or (end == INPUT and end == connection.target):
+                    raise UserError(
+                        f"connection {connection.name}: '{end}' is no population it can join; there are {names}."
+                    )
+            got, wanted = connection.output_shape(self.shape_of(connection.source)), self[connection.target].shape
+            if got != wanted:
+                raise UserError(
+                    f"connection {connection.name}: it yields shape {got}, but '{connection.target}' has {wanted}."
+                )
+        for population in self.populations:
+            if not self.into(population.name):
+                raise UserError(
+                    f"population '{population.name}': no connection leads to it; connect it or leave it out."
+                )
+            self._check_accumulator(population)
+        _ = self.order
+
+    def _check_accumulator(self, population: Population) -> None:
+        worst = sum(
+            int(c.row_sums.max()) * self.payload_max(c.source) * 2.0**c.exponent for c in self.into(population.name)
+        )
+        if worst >= rules.STATE_LIMIT:
+            raise UserError(
+                f"population '{population.name}': its activation could reach {worst:.0f}, the contract ends at 2^23; "
+                "lower the connection's exponent or the payload bits."
+            )
+
+    def __getitem__(self, name: str) -> Population:
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Population]:
+        return {population.name: population for population in self.populations}
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        return self.input_shape if name == INPUT else self[name].shape
+
+    def payload_max(self, source: str) -> int:
+        return (1 << self.payload_bits) - 1 if source == INPUT else 1
+
+    def into(self, name: str) -> tuple[Connection, ...]:
+        return tuple(connection for connection in self.connections if connection.target == name)
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """Population names, each after all whose spikes of the same step it reads.
+
+        Raises UserError for a cycle without delay.
+        """
+        waiting = {p.name: {c.source for c in self.into(p.name) if c.delay == 0} - {INPUT} for p in self.populations}
+        ordered: list[str] = []
+        while waiting:
+            ready = [name for name, sources in waiting.items() if sources <= set(ordered)]
+            if not ready:
+                raise UserError(
+                    f"network: the cycle through {sorted(waiting)} has no delay; give one of its connections delay 1."
+                )
+            ordered += ready
+            waiting = {name: sources for name, sources in waiting.items() if name not in ready}
+        return tuple(ordered)
+
+    @cached_property
+    def depth(self) -> dict[str, int]:
+        """Connections on the longest undelayed way from the input: by so many steps the population lags in Lava."""
+        depth = {INPUT: 0}
+        for name in self.order:
+            depth[name] = 1 + max((depth[c.source] for c in self.into(name) if c.delay == 0), default=0)
+        return depth
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over everything that the network computes with."""
+        return archive.content_hash(*_pack(self))
+
+    def check_inputs(self, inputs: np.ndarray) -> np.ndarray:
+        """The inputs as uint8 [T, B, *input_shape]. Raises UserError where shape, kind or payload do not fit."""
+        inputs = np.asarray(inputs)
+        if inputs.ndim != 2 + len(self.input_shape) or inputs.shape[2:] != self.input_shape:
+            raise UserError(f"input: shape {inputs.shape} is not [steps, samples, *{self.input_shape}].")
+        if 0 in inputs.shape:
+            raise UserError(f"input: shape {inputs.shape} holds nothing; at least one step and one sample are needed.")
+        limit = self.payload_max(INPUT)
+        return _integers("input", inputs, 0, limit).astype(np.uint8)
+
+
+def save(network: IntegerNetwork, path: Path) -> None:
+    """Write the network as one `.npz` (see `quantize/archive.py`): a header naming every part, an array per field."""
+    archive.write(path, *_pack(network))
+
+
+def load(path: Path) -> IntegerNetwork:
+    """Read a network that `save` wrote.
+
+    Raises UserError for a file that is missing, cut, foreign, of another version or arithmetic, or was changed.
+    """
+    header, arrays = archive.read(path, FORMAT, FORMAT_VERSION, "quantize")
+    if header.get("arithmetic") != rules.ARITHMETIC_ID:
+        raise UserError(
+            f"{path}: is written for the arithmetic '{header.get('arithmetic')}'; "
+            f"this program computes '{rules.ARITHMETIC_ID}'."
+        )
+    try:
+        return _unpack(header, arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise archive.malformed(path, FORMAT, error) from error
+
+
+_POPULATION_ARRAYS = ("decay_u", "decay_v", "threshold_mant", "bias_mant")
+_POPULATION_FIELDS = ("name", "shape", "bias_exp", "reset", "floor")
+_CONNECTION_FIELDS = ("source", "target", "exponent", "stride", "padding", "dilation", "groups", "delay")
+
+
+def _pack(network: IntegerNetwork) -> tuple[archive.Header, archive.Arrays]:
+    arrays = {
+        f"population/{p.name}/{field}": getattr(p, field) for p in network.populations for field in _POPULATION_ARRAYS
+    }
+    arrays |= {f"connection/{index}/weight": c.weight for index, c in enumerate(network.connections)}
+    header = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "arithmetic": rules.ARITHMETIC_ID,
+        "input_shape": list(network.input_shape),
+        "payload_bits": network.payload_bits,
+        "output": network.output,
+        "populations": [
+            {field: _plain(getattr(p, field)) for field in _POPULATION_FIELDS} for p in network.populations
+        ],
+        "connections": [
+            {field: _plain(getattr(c, field)) for field in _CONNECTION_FIELDS} for c in network.connections
+        ],
+    }
+    return header, arrays
+
+
+def _unpack(header: archive.Header, arrays: archive.Arrays) -> IntegerNetwork:
+    def fields(stored: dict[str, Any]) -> dict[str, Any]:
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+
+    def population(stored: dict[str, Any]) -> Population:
+        own: dict[str, Any] = {field: arrays[f"population/{stored['name']}/{field}"] for field in _POPULATION_ARRAYS}
+        return Population(**fields(stored), **own)
+
+    return IntegerNetwork(
+        input_shape=tuple(header["input_shape"]),
+        populations=tuple(population(stored) for stored in header["populations"]),
+        connections=tuple(
+            Connection(**fields(stored), weight=arrays[f"connection/{index}/weight"])
+            for index, stored in enumerate(header["connections"])
+        ),
+        output=header["output"],
+        payload_bits=header["payload_bits"],
+    )
+
+
+def _integers(what: str, values: Any, low: int, high: int) -> np.ndarray:
+    """The values as an integer array. Raises UserError for another type and for whatever lies outside low..high."""
+    array = np.asarray(values)
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    if array.dtype.kind not in "iu":
+        raise UserError(f"{what}: is of type {array.dtype}, not integer; only whole numbers reach the chip.")
+    outside = (array < low) | (array > high)
+    if outside.any():
+        position = tuple(int(i) for i in np.argwhere(outside)[0])
+        where = f" at {position}" if position else ""
+        raise UserError(f"{what}: {array[position]}{where} lies outside {low}..{high}.")
+    return array
+
+
+def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    aligned = zip(reversed(shape), reversed(target), strict=False)
+    return len(shape) <= len(target) and all(size in (1, wanted) for size, wanted in aligned)
+
+
+def _plain(value: Any) -> Any:
+    return [int(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _set(instance: object, field: str, value: np.ndarray) -> None:
+    value = np.array(value)
+    value.flags.writeable = False
+    object.__setattr__(instance, field, value)

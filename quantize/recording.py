@@ -1,0 +1,89 @@
+"""What a run emitted: every population's spikes and, for the first samples on request, the traces of u and v."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from quantize import archive
+
+FORMAT = "spikeproof-recording"
+FORMAT_VERSION = 1
+
+Traces = dict[str, np.ndarray]
+TRACES = ("spikes", "u", "v")
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """spikes: uint8 [T, B, *shape] per population. u, v after reset: int32 [T, b, *shape] of the first b <= B samples.
+
+    Steps are layer time: step t of a population has seen step t of the input. `network` and `inputs` are the hashes of
+    what was run, `backend` the name of who ran it.
+    """
+
+    backend: str
+    network: str
+    inputs: str
+    spikes: Traces
+    u: Traces = field(default_factory=dict)
+    v: Traces = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        return next(iter(self.spikes.values())).shape[0]
+
+    @property
+    def samples(self) -> int:
+        return next(iter(self.spikes.values())).shape[1]
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over all that was recorded; two backends that agree have the same."""
+        header, arrays = _pack(self)
+        return archive.content_hash(header | {"backend": ""}, arrays)
+
+
+def hash_of(array: np.ndarray) -> str:
+    """SHA-256 of an array's type, shape and bytes; names the inputs of a run."""
+    array = np.ascontiguousarray(array)
+    return hashlib.sha256(f"{array.dtype.str}:{array.shape}".encode() + array.tobytes()).hexdigest()
+
+
+def predictions(spikes: np.ndarray) -> np.ndarray:
+    """Class per sample, int64 [B], from output spikes [T, B, C]: the most spikes win, the lowest class among equals."""
+    return spikes.astype(np.int64).sum(axis=0).argmax(axis=-1)
+
+
+def save(recording: Recording, path: Path) -> None:
+    """Write the recording as one `.npz` (see `quantize/archive.py`)."""
+    archive.write(path, *_pack(recording))
+
+
+def load(path: Path) -> Recording:
+    """Read a recording that `save` wrote. Raises UserError for a file that is missing, cut, foreign or was changed."""
+    header, arrays = archive.read(path, FORMAT, FORMAT_VERSION, "deploy")
+    try:
+        traces: dict[str, Traces] = {kind: {} for kind in TRACES}
+        for name, array in arrays.items():
+            kind, population = name.split("/", 1)
+            traces[kind][population] = array
+        return Recording(header["backend"], header["network"], header["inputs"], **traces)
+    except (KeyError, ValueError) as error:
+        raise archive.malformed(path, FORMAT, error) from error
+
+
+def _pack(recording: Recording) -> tuple[archive.Header, archive.Arrays]:
+    header = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "backend": recording.backend,
+        "network": recording.network,
+        "inputs": recording.inputs,
+    }
+    arrays = {f"{kind}/{name}": array for kind in TRACES for name, array in getattr(recording, kind).items()}
+    return header, arrays

@@ -1,0 +1,133 @@
+"""Hypothesis strategies that draw whole random integer networks and inputs that reach their edges.
+
+Structure and scalars are drawn one by one, so that failures shrink; arrays are filled from a drawn seed, so that
+hundreds of networks cost seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
+
+DECAYS = st.one_of(st.sampled_from([0, 1, 2048, 4094, 4095]), st.integers(0, 4095))
+THRESHOLDS = st.one_of(st.integers(0, 2000), st.sampled_from([0, 1, 131070, 131071]), st.integers(0, 131071))
+
+
+def _weights(rng: np.random.Generator, shape: tuple[int, ...], signs: str) -> np.ndarray:
+    weight = 2 * rng.integers(-128, 128, shape)
+    match signs:
+        case "positive":
+            return np.abs(weight).clip(max=254)
+        case "negative":
+            return -np.abs(weight)
+        case "zero":
+            return np.zeros_like(weight)
+        case "extreme":
+            return np.where(weight < 0, -256, 254)
+        case "small":
+            return weight // 64 * 2
+    return weight
+
+
+@st.composite
+def _per_neuron(draw: st.DrawFn, values: st.SearchStrategy[int], shape: tuple[int, ...], scalar: bool) -> np.ndarray:
+    if scalar or draw(st.booleans()):
+        return np.asarray(draw(values))
+    choices = np.array(draw(st.lists(values, min_size=2, max_size=4)))
+    return np.random.default_rng(draw(st.integers(0, 2**32 - 1))).choice(choices, shape)
+
+
+@st.composite
+def populations(draw: st.DrawFn, name: str, shape: tuple[int, ...], stock: bool = False) -> Population:
+    """A population of that name and shape; `stock`: one that Lava's LIFReset can hold."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    bias_span = draw(st.sampled_from([16, 4095, 0]))
+    bias_shape = shape if len(shape) == 1 or draw(st.booleans()) else (shape[0], 1, 1)
+    return Population(
+        name,
+        shape,
+        decay_u=draw(_per_neuron(DECAYS, shape, stock)),
+        decay_v=draw(_per_neuron(DECAYS, shape, stock)),
+        threshold_mant=draw(_per_neuron(THRESHOLDS, shape, stock)),
+        bias_mant=rng.integers(-bias_span - (bias_span > 0), bias_span + 1, bias_shape),
+        bias_exp=draw(st.integers(0, 7)),
+        reset="hard" if stock else draw(st.sampled_from(["hard", "soft"])),
+        floor=False if stock else draw(st.booleans()),
+    )
+
+
+@st.composite
+def _connection(draw: st.DrawFn, source: str, target: str, shape: tuple[int, ...], payload_max: int) -> Connection:
+    """A dense or, from a map, perhaps convolutional connection out of a source of that shape and largest payload."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    signs = draw(st.sampled_from(["mixed", "mixed", "positive", "negative", "zero", "extreme", "small"]))
+    exponent = draw(st.one_of(st.sampled_from([0, 5, 7]), st.integers(-8, 7)))
+    if len(shape) == 3 and draw(st.booleans()):
+        kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+        dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+        padding = tuple(
+            draw(st.integers(max(0, (d * (k - 1) + 2 - size) // 2), 2))
+            for k, d, size in zip(kernel, dilation, shape[1:], strict=True)
+        )
+        groups = draw(st.sampled_from([g for g in (1, 2, 3) if shape[0] % g == 0]))
+        channels = groups * draw(st.integers(1, 2))
+        weight = _weights(rng, (channels, shape[0] // groups, *kernel), signs)
+        geometry: dict[str, Any] = {
+            "stride": draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
+            "padding": padding,
+            "dilation": dilation,
+            "groups": groups,
+        }
+    else:
+        weight, geometry = _weights(rng, (draw(st.integers(1, 6)), int(np.prod(shape))), signs), {}
+    # The contract's accumulator ends at 2^23; a quarter of it leaves room for parallel connections.
+    worst = max(1, int(np.abs(weight).reshape(len(weight), -1).sum(axis=1).max()) * payload_max)
+    exponent = min(exponent, ((1 << 21) // worst).bit_length() - 1)
+    return Connection(source, target, weight, exponent, **geometry)
+
+
+@st.composite
+def networks(
+    draw: st.DrawFn, stock: bool = False, cycles: bool = False, max_layers: int = 3
+) -> tuple[IntegerNetwork, np.ndarray]:
+    """A network and inputs uint8 [T, B, *input_shape] for it.
+
+    A chain of one to `max_layers` populations, some joined by two parallel connections; with `cycles` also skipping,
+    delayed and recurrent connections. `stock`: only what Lava's own processes can hold.
+    """
+    payload_bits = draw(st.sampled_from([1, 1, 1, 4]))
+    maps = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5))
+    shape = input_shape = draw(st.one_of(st.tuples(st.integers(1, 8)), maps))
+    layers: list[Population] = []
+    joined: list[Connection] = []
+    source = INPUT
+    for index in range(draw(st.integers(1, max_layers))):
+        name = f"layer{index + 1}"
+        connection = draw(_connection(source, name, shape, (1 << payload_bits) - 1 if source == INPUT else 1))
+        target_shape = connection.output_shape(shape)
+        joined.append(connection)
+        rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+
+        def dense(start: str, width: int, delay: int, size: int = target_shape[0], end: str = name) -> Connection:
+            weight = 2 * rng.integers(-128, 128, (size, width))  # noqa: B023 - used within this turn of the loop
+            return Connection(start, end, weight, exponent=draw(st.integers(-2, 2)), delay=delay)
+
+        if len(target_shape) == 1:
+            if draw(st.booleans()):
+                joined.append(dense(source, int(np.prod(shape)), 0))
+            if cycles and draw(st.booleans()):
+                joined.append(dense(name, target_shape[0], draw(st.integers(1, 3))))
+            if cycles and layers and draw(st.booleans()):
+                joined.append(dense(INPUT, int(np.prod(input_shape)), draw(st.integers(0, 2))))
+        layers.append(draw(populations(name, target_shape, stock)))
+        source, shape = name, target_shape
+    network = IntegerNetwork(input_shape, tuple(layers), tuple(joined), source, payload_bits)
+    steps, samples = draw(st.sampled_from([12, 5, 2, 1])), draw(st.integers(1, 3))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    density = draw(st.sampled_from([0.5, 1.0, 0.1, 0.0]))
+    fires = rng.random((steps, samples, *input_shape)) < density
+    return network, (fires * rng.integers(1, 1 << payload_bits, fires.shape)).astype(np.uint8)

@@ -1,0 +1,209 @@
+"""The artefact: what it refuses, and that what is saved comes back, or is refused when it was touched."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from strategies import networks
+
+from base.errors import UserError
+from quantize import archive, integer_network, recording, reference
+from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
+
+PLAIN: dict[str, Any] = {"decay_u": 4095, "decay_v": 400, "threshold_mant": 100, "bias_mant": 0}
+
+
+def population(name: str = "a", shape: tuple[int, ...] = (2,), **changes: Any) -> Population:
+    return Population(name, shape, **(PLAIN | changes))
+
+
+def small(**changes: Any) -> IntegerNetwork:
+    parts: dict[str, Any] = {
+        "input_shape": (3,),
+        "populations": (population(),),
+        "connections": (Connection(INPUT, "a", np.full((2, 3), 10)),),
+        "output": "a",
+    }
+    return IntegerNetwork(**(parts | changes))
+
+
+@pytest.mark.smoke
+@given(networks(cycles=True))
+@settings(max_examples=60)
+def test_a_network_and_its_recording_come_back_from_disk_as_they_were(tmp_path_factory: Any, case: Any) -> None:
+    folder = tmp_path_factory.mktemp("saved")
+    network, inputs = case
+    integer_network.save(network, folder / "network.npz")
+    loaded = integer_network.load(folder / "network.npz")
+    assert loaded.hash == network.hash
+    ran = reference.run(network, inputs, states=1)
+    assert reference.run(loaded, inputs, states=1).hash == ran.hash
+    recording.save(ran, folder / "recording.npz")
+    assert recording.load(folder / "recording.npz").hash == ran.hash
+
+
+def test_numpy_alone_reads_the_file(tmp_path: Path) -> None:
+    integer_network.save(small(), tmp_path / "network.npz")
+    stored = np.load(tmp_path / "network.npz", allow_pickle=False)
+    header = json.loads(stored["header"].tobytes())
+    assert (header["arithmetic"], header["version"]) == ("loihi-lif-v1", 1)
+    assert np.array_equal(stored["connection/0/weight"], np.full((2, 3), 10))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("decay_u", 4096, "4096 lies outside 0..4095"),
+        ("decay_v", -1, "-1 lies outside 0..4095"),
+        ("threshold_mant", 1 << 17, "131072 lies outside 0..131071"),
+        ("threshold_mant", np.array([5, -3]), "-3 at (1,) lies outside"),
+        ("bias_mant", 4096, "4096 lies outside -4096..4095"),
+        ("bias_exp", 8, "8 lies outside 0..7"),
+        ("decay_v", 0.5, "is of type float64, not integer"),
+        ("bias_mant", np.zeros(3, int), "shape (3,) does not broadcast to (2,)"),
+        ("reset", "none", "reset is 'none'; it is 'hard' or 'soft'"),
+    ],
+)
+def test_a_population_refuses_what_no_register_holds(field: str, value: Any, says: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        population(**{field: value})
+    assert says in str(refusal.value)
+    assert "population 'a'" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"weight": np.array([[1, 2, 2]] * 2)}, "weight 1 is odd"),
+        ({"weight": np.array([[256, 2, 2]] * 2)}, "256 at (0, 0) lies outside -256..254"),
+        ({"weight": np.zeros((2, 3, 4), int)}, "shape (2, 3, 4)"),
+        ({"exponent": 8}, "8 lies outside -8..7"),
+        ({"delay": 63}, "63 lies outside 0..62"),
+        ({"weight": np.zeros((2, 4), int)}, "the weights read 4 inputs"),
+        ({"weight": np.zeros((3, 3), int)}, "yields shape (3,)"),
+        ({"source": "nobody"}, "'nobody' is no population"),
+        ({"weight": np.zeros((2, 1, 2, 2), int)}, "cannot read a source of shape (3,)"),
+    ],
+)
+def test_a_connection_that_does_not_fit_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        small(connections=(replace(small().connections[0], **changes),))
+    assert says in str(refusal.value)
+
+
+def test_a_convolution_with_an_empty_output_is_refused() -> None:
+    with pytest.raises(UserError, match="output would be empty"):
+        Connection(INPUT, "a", np.zeros((1, 1, 3, 3), int)).output_shape((1, 2, 2))
+
+
+def test_a_cycle_without_delay_is_refused_and_with_delay_is_not() -> None:
+    back = Connection("a", "a", np.full((2, 2), 4))
+    with pytest.raises(UserError, match="cycle through \\['a'\\] has no delay"):
+        small(connections=(*small().connections, back))
+    small(connections=(*small().connections, replace(back, delay=1)))
+
+
+def test_an_accumulator_beyond_the_single_wrap_is_refused() -> None:
+    wide = Connection(INPUT, "a", np.full((2, 600), 254), exponent=7)
+    with pytest.raises(UserError, match="its activation could reach 19507200"):
+        small(input_shape=(600,), connections=(wide,))
+
+
+def test_parts_that_nobody_reaches_or_that_share_a_name_are_refused() -> None:
+    with pytest.raises(UserError, match="no connection leads to it"):
+        small(populations=(population(), population("b")))
+    with pytest.raises(UserError, match="share a name"):
+        small(populations=(population(), population()))
+    with pytest.raises(UserError, match="the output 'z' is no population"):
+        small(output="z")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        (np.zeros((0, 1, 3), np.uint8), "holds nothing"),
+        (np.zeros((2, 1, 4), np.uint8), r"is not \[steps, samples"),
+        (np.full((2, 1, 3), 2, np.uint8), "lies outside 0..1"),
+        (np.zeros((2, 1, 3)), "is of type float64"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(inputs: np.ndarray, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        reference.run(small(), inputs)
+
+
+class TestBrokenFiles:
+    @pytest.fixture
+    def saved(self, tmp_path: Path) -> Path:
+        integer_network.save(small(), tmp_path / "network.npz")
+        return tmp_path / "network.npz"
+
+    def refused(self, path: Path) -> str:
+        with pytest.raises(UserError) as refusal:
+            integer_network.load(path)
+        assert str(path) in str(refusal.value)
+        return str(refusal.value)
+
+    def test_missing(self, tmp_path: Path) -> None:
+        assert "there is no such file" in self.refused(tmp_path / "network.npz")
+
+    @pytest.mark.parametrize("kept", [0, 1, 10, 200, -1])
+    def test_truncated(self, saved: Path, kept: int) -> None:
+        saved.write_bytes(saved.read_bytes()[:kept])
+        assert "is no whole spikeproof-network file" in self.refused(saved)
+
+    def test_every_flipped_byte_is_noticed_or_harmless(self, saved: Path) -> None:
+        whole, truth = saved.read_bytes(), small().hash
+        for position in range(len(whole)):
+            touched = bytearray(whole)
+            touched[position] ^= 0xFF
+            saved.write_bytes(bytes(touched))
+            try:
+                assert integer_network.load(saved).hash == truth
+            except UserError:
+                continue
+
+    def test_foreign(self, saved: Path) -> None:
+        np.savez(saved, weights=np.zeros(3))
+        assert "is no whole spikeproof-network file (KeyError)" in self.refused(saved)
+
+    def test_pickled_objects_are_not_unpickled(self, saved: Path) -> None:
+        np.savez(saved, header=np.array([{"format": "x"}], dtype=object))
+        assert "is no whole spikeproof-network file (ValueError)" in self.refused(saved)
+
+    def test_another_kind_or_version(self, saved: Path) -> None:
+        archive.write(saved, {"format": "spikeproof-network", "version": 2}, {})
+        assert "version 2; this program reads spikeproof-network version 1" in self.refused(saved)
+
+    def test_another_arithmetic(self, saved: Path) -> None:
+        archive.write(saved, {"format": "spikeproof-network", "version": 1, "arithmetic": "other-v1"}, {})
+        assert "written for the arithmetic 'other-v1'" in self.refused(saved)
+
+    def test_a_header_that_describes_no_network(self, saved: Path) -> None:
+        archive.write(saved, {"format": "spikeproof-network", "version": 1, "arithmetic": "loihi-lif-v1"}, {})
+        assert "its header describes no spikeproof-network" in self.refused(saved)
+
+    def test_tampered(self, saved: Path) -> None:
+        with np.load(saved) as stored:
+            arrays = dict(stored)
+        arrays["connection/0/weight"] = arrays["connection/0/weight"] + np.int16(2)
+        np.savez(saved, **arrays)
+        assert "does not match the hash inside" in self.refused(saved)
+
+    def test_a_directory_of_that_name(self, tmp_path: Path) -> None:
+        (tmp_path / "network.npz").mkdir()
+        assert "cannot be read" in self.refused(tmp_path / "network.npz")
+
+    def test_a_zip_whose_parts_are_missing(self, saved: Path) -> None:
+        with zipfile.ZipFile(saved) as source:
+            header = source.read("header.npy")
+        with zipfile.ZipFile(saved, "w") as target:
+            target.writestr("header.npy", header)
+        assert "does not match the hash inside" in self.refused(saved)

@@ -1,0 +1,86 @@
+"""From floats to integers: registers are used, never overrun, and what they cannot hold is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from base.errors import UserError
+from quantize import reference
+from quantize.arithmetic import LOIHI_LIF_V1
+from quantize.fold import FoldedLayer
+from quantize.scales import quantize
+
+
+def layer(weight: np.ndarray, bias: float = 0.0, **changes: object) -> FoldedLayer:
+    plain = FoldedLayer("a", (len(weight),), weight, np.full(len(weight), bias), 0.0, 0.9, 1.0, "hard", False)
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3), st.floats(0, 0.99), st.sampled_from([1, 4, 8]))
+@settings(max_examples=100, deadline=None)
+def test_no_input_overflows_what_was_quantized(seed: int, size: float, alpha: float, bits: int) -> None:
+    """The strongest constant input into every neuron, either way: activations keep 16 bits, no current wraps."""
+    weight = np.random.default_rng(seed).normal(size=(5, 12)) * size
+    network, _ = quantize([layer(weight, alpha=alpha, threshold=size)], (12,), bits)
+    signs = network.connections[0].weight
+    top = (1 << bits) - 1
+    inputs = np.concatenate([(signs > 0) * top, (signs < 0) * top]).astype(np.uint8)[None].repeat(200, axis=0)
+    assert abs(reference.activation(network.connections[0], inputs[0])).max() < 1 << 15
+    unwrapped = replace(LOIHI_LIF_V1, wrap=lambda u: u)
+    wrapped, free = (reference.run(network, inputs, 10, rules=rules) for rules in (LOIHI_LIF_V1, unwrapped))
+    assert np.array_equal(wrapped.u["a"], free.u["a"])
+
+
+def test_the_largest_weight_uses_all_eight_bits_and_all_weights_are_even() -> None:
+    weight = np.random.default_rng(0).normal(size=(6, 50))
+    network, (row,) = quantize([layer(weight)], (50,), 1)
+    integers = network.connections[0].weight
+    assert abs(integers).max() == 254
+    assert not (integers % 2).any()
+    assert row["weight_error"] <= abs(weight).max() / 254 * 1.0000001
+
+
+def test_weights_threshold_and_bias_share_one_grid() -> None:
+    weight = np.array([[0.5, -0.25], [0.125, 0.5]])
+    network, (row,) = quantize([layer(weight, bias=0.125, threshold=0.75)], (2,), 1)
+    lif = network["a"]
+    scale = 2.0 ** network.connections[0].exponent * 508
+    assert row["scale"] == scale
+    assert lif.threshold_mant == round(0.75 * scale)
+    assert np.array_equal(lif.bias, [round(64 * 0.125 * scale)] * 2)
+    assert (int(lif.decay_u), int(lif.decay_v)) == (4095, round(0.1 * 4096))
+
+
+def test_a_layer_of_zeros_is_handled() -> None:
+    network, _ = quantize([layer(np.zeros((2, 3)), bias=0.4)], (3,), 1)
+    spikes = reference.run(network, np.ones((6, 1, 3), np.uint8)).spikes["a"][:, 0, 0]
+    assert np.array_equal(spikes, [0, 0, 1, 0, 0, 1])  # 0.4, 0.76, 1.084
+
+
+def test_a_bias_too_fine_for_its_mantissa_takes_an_exponent() -> None:
+    network, (row,) = quantize([layer(np.array([[1.0]]), bias=0.9)], (1,), 1)
+    assert network["a"].bias_exp > 0
+    assert row["bias_error"] <= 2.0 ** network["a"].bias_exp / 2 / (64 * row["scale"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"beta": 1.001}, "beta = 1.001 is decay -4, outside 0..4095"),
+        ({"beta": 0.0}, "beta = 0.0 is decay 4096"),
+        ({"alpha": 1.0}, "alpha = 1.0 is decay -1"),
+        ({"threshold": 1e-6}, "rounds to 0 on the grid of its largest weight"),
+        ({"threshold": 1e9}, "no exponent in -8..7 holds threshold 1e+09"),
+        ({"bias": np.array([1e7, 0.0])}, "bias up to 1e+07"),
+    ],
+)
+def test_what_no_register_holds_is_refused_by_name(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        quantize([layer(np.array([[1.0], [-1.0]]), **changes)], (1,), 1)
+    assert says in str(refusal.value)
+    assert "layer 'a'" in str(refusal.value)
