@@ -1,0 +1,233 @@
+"""The page is whole, self-contained and harmless, says the verdict first, and its JSON twin holds the same numbers."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from base.errors import UserError
+from deploy import report, verify
+from quantize import reference
+from quantize.fidelity import fidelity
+from quantize.integer_network import Connection, IntegerNetwork, Population
+
+HOSTILE = '<script>alert("1")</script> $\\frac{1$ 猫'
+
+
+def make_network(random, hidden, channels):
+    def population(name, shape, threshold):
+        arrays = {"decay_u": 4095, "decay_v": 410, "threshold_mant": threshold}
+        bias = random.integers(-200, 200, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+        return Population(name, shape, **{k: np.array(x) for k, x in arrays.items()}, bias_mant=bias)
+
+    def weights(shape, scale):
+        return 2 * np.clip(np.rint(random.normal(0, scale, shape)), -128, 127).astype(int)
+
+    return IntegerNetwork(
+        (1, 8, 8),
+        (
+            population(hidden, (channels, 8, 8), 240),
+            population("dense1", (128,), 700),
+            population("output", (10,), 260),
+        ),
+        (
+            Connection("input", hidden, weights((channels, 1, 3, 3), 42), padding=(1, 1)),
+            Connection(hidden, "dense1", weights((128, channels * 64), 36), exponent=-1),
+            Connection("dense1", "output", weights((10, 128), 40)),
+        ),
+        "output",
+    )
+
+
+def make_data(samples=40, steps=20, channels=4, different=True, hidden="conv1", names=None, **fields):
+    """A random network with labels drawn near its own predictions; Lava differs in one spike, or in none."""
+    random = np.random.default_rng(7)
+    network = make_network(random, hidden, channels)
+    rates = random.random((samples, 1, 8, 8)) * 0.6
+    inputs = (random.random((steps, samples, 1, 8, 8)) < rates).astype(np.uint8)
+    truth = reference.run(network, inputs, states=4)
+    flips = {name: random.random(trace.shape) < 0.004 for name, trace in truth.spikes.items()}
+    floating = {name: truth.spikes[name] ^ flip.astype(np.uint8) for name, flip in flips.items()}
+    other = {name: trace.copy() for name, trace in truth.spikes.items()}
+    if different:
+        other[hidden][7:9, 2, 3, 2, 1] ^= 1
+    lava = replace(truth, backend="lava", spikes=other, u={}, v={})
+    float_run = replace(truth, backend="float", network="float", spikes=floating, u={}, v={})
+    engine = replace(truth, backend="engine")
+    labels = np.where(random.random(samples) < 0.9, truth.spikes["output"].sum(axis=0).argmax(-1), 3)
+    comparisons = [verify.compare(truth, engine, network.order), verify.compare(engine, lava, network.order)]
+    comparisons = [
+        verify.explain(network, inputs, c, a, b, lambda *_: None)
+        for c, a, b in zip(comparisons, (truth, engine), (engine, lava), strict=True)
+    ]
+    measured = fidelity(float_run, truth, labels, "output")
+    return report.ReportData(
+        **{
+            "title": "digits, 20 steps",
+            "config": {"seed": 7, "data": {"name": "digits", "steps": steps}, "train": {"epochs": 12, "rate": 2e-3}},
+            "network": network,
+            "labels": labels,
+            "class_names": names or [str(i) for i in range(10)],
+            "recordings": {"float": float_run, "reference": truth, "engine": engine, "lava": lava},
+            "comparisons": comparisons,
+            "accuracy": measured["accuracy"] | {"lava": measured["accuracy"]["integer"]},
+            "fidelity": measured,
+            "scales": [{"layer": "conv1", "scale": 118.25, "exponent": 0}, {"layer": "output", "clipped": 3}],
+            "seconds": {"train": 41.2, "quantize": 0.8, "lava": 12.6, "report": 1.1},
+            "versions": {"lava-nc": "0.10.0", "numpy": "2.3.5"},
+            "training": [
+                {"epoch": e, "loss": 2.2 / e, "train_accuracy": 1 - 0.7 / e, "test_accuracy": 1 - 0.75 / e}
+                for e in range(1, 13)
+            ],
+        }
+        | fields
+    )
+
+
+@pytest.fixture(scope="module")
+def different():
+    return make_data()
+
+
+def written(data, folder):
+    page = report.write(data, folder)
+    return page.read_text(encoding="utf-8"), json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pair(different, tmp_path_factory):
+    return written(different, tmp_path_factory.mktemp("report"))
+
+
+@pytest.mark.smoke
+def test_page_gives_the_verdict_the_place_and_both_sides(pair):
+    html, twin = pair
+    assert html.index('class="word">DIFFERENT') < html.index("Comparisons")
+    assert "step <b>7</b>, neuron <b>(3, 2, 1)</b>" in html
+    assert "simulator of lava-nc 0.10.0; nothing here ran on silicon" in html
+    assert twin["verdict"]["word"] == "DIFFERENT"
+    assert twin["verdict"]["spikes_different"] == 2
+    assert twin["comparisons"][0]["equal"]
+    assert twin["comparisons"][1]["first_divergence"]["neuron"] == [3, 2, 1]
+
+
+def test_equal_and_uncompared_runs_say_so(tmp_path):
+    data = make_data(different=False)
+    html, twin = written(data, tmp_path)
+    assert 'class="word">EQUAL' in html
+    assert "First divergence" not in html
+    assert twin["verdict"]["word"] == "EQUAL"
+    html, _ = written(replace(data, comparisons=[]), tmp_path)
+    assert 'class="word">NOT COMPARED' in html
+    assert "Lava was not among the backends compared" in html
+
+
+def test_page_needs_nothing_but_itself(pair):
+    html, _ = pair
+    assert not re.search(r"https?://|<script|<link|@import|url\(", html)
+    sources = re.findall(r'<img src="([^"]*)"', html)
+    assert sources
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert all(re.findall(r'<img src="[^"]*" alt="([^"]*)"', html))
+    for source in sources:
+        svg = base64.b64decode(source.partition(",")[2]).decode()
+        assert not re.search(r'(href|src)="(?!#|data:)', svg)
+
+
+def test_names_that_carry_markup_stay_text(tmp_path):
+    data = make_data(
+        samples=4,
+        hidden="<b>&" + HOSTILE.replace("/", ""),
+        names=[HOSTILE] * 10,
+        title=HOSTILE,
+        config={HOSTILE: HOSTILE, "inner": {"list": [HOSTILE, None]}},
+        versions={HOSTILE: HOSTILE},
+        scales=[{HOSTILE: HOSTILE}],
+        training=[{"loss": 1.0, HOSTILE: HOSTILE}],
+    )
+    html, twin = written(data, tmp_path)
+    assert "<script" not in html
+    assert "<b>&<" not in html
+    assert "&lt;script&gt;" in html
+    assert twin["title"] == HOSTILE
+
+
+def test_same_data_gives_the_same_bytes(different, pair, tmp_path):
+    assert written(different, tmp_path) == pair
+
+
+def test_page_of_a_full_test_set_stays_below_two_megabytes(tmp_path):
+    page = report.write(make_data(samples=360, channels=16), tmp_path)
+    assert page.stat().st_size < 2_000_000
+
+
+def test_json_twin_holds_the_recorded_spikes_voltages_and_weights(different, pair):
+    _, twin = pair
+    sample = twin["rasters"]["sample"]
+    assert sample == different.comparisons[1].first_divergence.sample == 2
+    for raster in twin["rasters"]["populations"]:
+        for backend, rows in raster["rows"].items():
+            spikes = different.recordings[backend].spikes[raster["population"]][:, sample].reshape(20, -1).T
+            assert np.array_equal(np.array([list(map(int, row)) for row in rows]), spikes[raster["neurons"]])
+    for trace in twin["traces"]:
+        index = (slice(None), sample, *trace["neuron"])
+        truth = different.recordings["reference"]
+        assert np.array_equal(trace["v"], truth.v[trace["population"]][index])
+        fires = np.array(trace["voltage"]) > trace["threshold"]
+        assert np.array_equal(fires, truth.spikes[trace["population"]][index].astype(bool))
+    for histogram, connection in zip(twin["weights"], different.network.connections, strict=True):
+        assert np.array_equal(
+            np.repeat(histogram["values"], histogram["counts"]), np.sort(connection.weight, axis=None)
+        )
+
+
+def test_diverging_neuron_is_always_among_the_rows_shown(different, tmp_path):
+    raster = report.numbers(different)["rasters"]["populations"][0]
+    flat = int(np.ravel_multi_index((3, 2, 1), (4, 8, 8)))
+    assert flat in raster["neurons"]
+    assert len(raster["neurons"]) == len(set(raster["neurons"])) == report.RASTER_NEURONS < raster["size"]
+
+
+def test_confusion_counts_each_sample_once(different):
+    confusion = report.numbers(different)["confusion"]
+    output = different.recordings["reference"].spikes["output"].sum(axis=0)
+    counts = np.array(confusion["counts"])
+    for true in range(10):
+        for guess in range(10):
+            expected = sum(
+                label == true and int(np.argmax(row)) == guess
+                for label, row in zip(different.labels, output, strict=True)
+            )
+            assert counts[true, guess] == expected
+
+
+def test_absent_float_states_training_and_infinite_values_leave_a_whole_page(different, tmp_path):
+    truth = replace(different.recordings["reference"], u={}, v={})
+    data = replace(
+        different,
+        recordings={"engine": truth},
+        comparisons=[],
+        accuracy={},
+        fidelity={},
+        scales=[],
+        seconds={},
+        training=[{"loss": float("nan")}, {"loss": np.float32("inf")}, {"loss": 0.5}],
+    )
+    html, twin = written(data, tmp_path)
+    assert html.rstrip().endswith("</html>")
+    assert twin["training"][0]["loss"] is None
+    assert twin["traces"] == []
+    assert twin["anchor"] == "engine"
+
+
+def test_reports_without_integer_recordings_or_with_other_labels_are_refused(different, tmp_path):
+    with pytest.raises(UserError, match="no recording of the integer network"):
+        report.write(replace(different, recordings={"float": different.recordings["float"]}), tmp_path)
+    with pytest.raises(UserError, match="for 40 recorded samples"):
+        report.write(replace(different, labels=np.zeros(3, int)), tmp_path)
+    assert not any(tmp_path.iterdir())
