@@ -152,8 +152,8 @@ class Connection:
 class IntegerNetwork:
     """Populations and connections, fed by one input of unsigned payloads (1 bit: spikes; more: graded).
 
-    Raises UserError where parts do not fit each other, where a cycle has no delay, or where an activation could leave
-    the one wrap that the contract defines (|a| must stay below 2^23).
+    Raises UserError where parts do not fit each other, where a cycle has no delay, or where a current could grow beyond
+    the 32 bits that hold it.
     """
 
     input_shape: tuple[int, ...]
@@ -192,13 +192,16 @@ class IntegerNetwork:
         _ = self.order
 
     def _check_accumulator(self, population: Population) -> None:
+        """Where one wrap a step cannot bring the current back, it grows; the 32 bits that hold it must suffice."""
         worst = sum(
             int(c.row_sums.max()) * self.payload_max(c.source) * 2.0**c.exponent for c in self.into(population.name)
         )
-        if worst >= rules.STATE_LIMIT:
+        added = worst * (1 << rules.STATE_SHIFT)
+        lost = (int(population.decay_u.min()) + rules.CURRENT_DECAY_OFFSET) / rules.DECAY_UNITY
+        if added > 2 * rules.STATE_LIMIT and added / lost + 2 * rules.STATE_LIMIT >= 1 << 31:
             raise UserError(
-                f"population '{population.name}': its activation could reach {worst:.0f}, the contract ends at 2^23; "
-                "lower the connection's exponent or the payload bits."
+                f"population '{population.name}': its activation could reach {worst:.0f} and its current then leave 32 "
+                "bits; lower the connections' exponents or the payload bits, or raise decay_u."
             )
 
     def __getitem__(self, name: str) -> Population:

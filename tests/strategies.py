@@ -42,7 +42,9 @@ def _per_neuron(draw: st.DrawFn, values: st.SearchStrategy[int], shape: tuple[in
 
 
 @st.composite
-def populations(draw: st.DrawFn, name: str, shape: tuple[int, ...], stock: bool = False) -> Population:
+def populations(
+    draw: st.DrawFn, name: str, shape: tuple[int, ...], stock: bool = False, least_decay_u: int = 0
+) -> Population:
     """A population of that name and shape; `stock`: one that Lava's LIFReset can hold."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     bias_span = draw(st.sampled_from([16, 4095, 0]))
@@ -50,7 +52,7 @@ def populations(draw: st.DrawFn, name: str, shape: tuple[int, ...], stock: bool 
     return Population(
         name,
         shape,
-        decay_u=draw(_per_neuron(DECAYS, shape, stock)),
+        decay_u=np.maximum(draw(_per_neuron(DECAYS, shape, stock)), least_decay_u),
         decay_v=draw(_per_neuron(DECAYS, shape, stock)),
         threshold_mant=draw(_per_neuron(THRESHOLDS, shape, stock)),
         bias_mant=rng.integers(-bias_span - (bias_span > 0), bias_span + 1, bias_shape),
@@ -61,7 +63,9 @@ def populations(draw: st.DrawFn, name: str, shape: tuple[int, ...], stock: bool 
 
 
 @st.composite
-def _connection(draw: st.DrawFn, source: str, target: str, shape: tuple[int, ...], payload_max: int) -> Connection:
+def _connection(
+    draw: st.DrawFn, source: str, target: str, shape: tuple[int, ...], payload_max: int, room: int
+) -> Connection:
     """A dense or, from a map, perhaps convolutional connection out of a source of that shape and largest payload."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     signs = draw(st.sampled_from(["mixed", "mixed", "positive", "negative", "zero", "extreme", "small"]))
@@ -84,9 +88,9 @@ def _connection(draw: st.DrawFn, source: str, target: str, shape: tuple[int, ...
         }
     else:
         weight, geometry = _weights(rng, (draw(st.integers(1, 6)), int(np.prod(shape))), signs), {}
-    # The contract's accumulator ends at 2^23; a quarter of it leaves room for parallel connections.
+    # Even with two parallel connections the activation stays below `room`.
     worst = max(1, int(np.abs(weight).reshape(len(weight), -1).sum(axis=1).max()) * payload_max)
-    exponent = min(exponent, ((1 << 21) // worst).bit_length() - 1)
+    exponent = max(-8, min(exponent, (room // (4 * worst)).bit_length() - 1))
     return Connection(source, target, weight, exponent, **geometry)
 
 
@@ -107,14 +111,17 @@ def networks(
     source = INPUT
     for index in range(draw(st.integers(1, max_layers))):
         name = f"layer{index + 1}"
-        connection = draw(_connection(source, name, shape, (1 << payload_bits) - 1 if source == INPUT else 1))
+        # Beyond 2^18 one wrap is not enough, and only a forgetful current stays inside 32 bits.
+        forgetful = draw(st.booleans())
+        room = 1 << 22 if forgetful else 1 << 18
+        connection = draw(_connection(source, name, shape, (1 << payload_bits) - 1 if source == INPUT else 1, room))
         target_shape = connection.output_shape(shape)
         joined.append(connection)
         rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
 
         def dense(start: str, width: int, delay: int, size: int = target_shape[0], end: str = name) -> Connection:
             weight = 2 * rng.integers(-128, 128, (size, width))  # noqa: B023 - used within this turn of the loop
-            return Connection(start, end, weight, exponent=draw(st.integers(-2, 2)), delay=delay)
+            return Connection(start, end, weight, exponent=draw(st.integers(-4, -1)), delay=delay)
 
         if len(target_shape) == 1:
             if draw(st.booleans()):
@@ -123,7 +130,7 @@ def networks(
                 joined.append(dense(name, target_shape[0], draw(st.integers(1, 3))))
             if cycles and layers and draw(st.booleans()):
                 joined.append(dense(INPUT, int(np.prod(input_shape)), draw(st.integers(0, 2))))
-        layers.append(draw(populations(name, target_shape, stock)))
+        layers.append(draw(populations(name, target_shape, stock, 2048 if forgetful else 0)))
         source, shape = name, target_shape
     network = IntegerNetwork(input_shape, tuple(layers), tuple(joined), source, payload_bits)
     steps, samples = draw(st.sampled_from([12, 5, 2, 1])), draw(st.integers(1, 3))

@@ -110,10 +110,15 @@ def test_a_cycle_without_delay_is_refused_and_with_delay_is_not() -> None:
     small(connections=(*small().connections, replace(back, delay=1)))
 
 
-def test_an_accumulator_beyond_the_single_wrap_is_refused() -> None:
-    wide = Connection(INPUT, "a", np.full((2, 600), 254), exponent=7)
-    with pytest.raises(UserError, match="its activation could reach 19507200"):
-        small(input_shape=(600,), connections=(wide,))
+def test_a_current_that_could_grow_beyond_32_bits_is_refused() -> None:
+    def wide(decay_u: int, exponent: int) -> IntegerNetwork:
+        connection = Connection(INPUT, "a", np.full((2, 600), 254), exponent=exponent)
+        return small(input_shape=(600,), populations=(population(decay_u=decay_u),), connections=(connection,))
+
+    with pytest.raises(UserError, match=r"'a': its activation could reach 1219200 and its current then leave 32 bits"):
+        wide(100, 3)
+    wide(4095, 3)  # without memory it cannot add up
+    wide(0, 0)  # and one wrap brings this one back
 
 
 def test_parts_that_nobody_reaches_or_that_share_a_name_are_refused() -> None:

@@ -59,8 +59,8 @@ def lif_scan(
         v = 0 where s (hard), v - threshold * s (soft)
 
     Backward takes h = surrogate(v - threshold, width) for ds/dv, v being the membrane before the reset, and follows the
-    reset too (Yang, arXiv 2011.09964): dv[t+1]/dv[t] = beta * ((1 - s) - v * h) for hard, beta * (1 - threshold * h) for soft.
-    Where the floor holds the membrane at 0 nothing flows back.
+    reset too (Yang, arXiv 2011.09964): dv[t+1]/dv[t] = beta * ((1 - s) - v * h) for hard reset,
+    beta * (1 - threshold * h) for soft. Where the floor holds the membrane at 0 nothing flows back.
     """
     neuron = _Neuron(alpha, beta, threshold, reset == "hard", floor)
     return _Scan.apply(current, bias, neuron, surrogate, width)

@@ -1,0 +1,250 @@
+"""IntegerNetwork + schedule -> plan: which Lava process holds what, how they are wired, and which Lava step is which.
+
+The plan is plain data and imports no Lava; the full runtime and the bare model classes both run it. Stock processes
+(`Dense`, `Sparse`, `Conv`, `LIFReset`) are used wherever they can say it. Lava delivers a connection's sum one step
+late, so a population of depth k runs step t of sample b at Lava step b T + t + k + 1; this file alone knows that.
+Whatever Lava would accept and compute otherwise than the contract is refused here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from base.errors import UserError, nearest
+from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
+
+CONVOLUTIONS = ("Sparse", "Conv")
+_CONV_GEOMETRY_MAX = 127  # Conv computes sizes in int8
+_FLOAT32_EXACT = 1 << 24
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """T steps a sample, B samples one after the other, `lanes` of them side by side; u and v of the first `states`."""
+
+    steps: int
+    samples: int
+    states: int = 0
+    lanes: int = 1
+
+    @property
+    def windows(self) -> int:
+        return -(-self.samples // self.lanes)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One Lava process: the name of its class and its keyword arguments."""
+
+    kind: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wire:
+    """One part's out port to another's in port; `layout` names the virtual ports between and their arguments."""
+
+    source: str
+    target: str
+    layout: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+
+@dataclass(eq=False)
+class Plan:
+    """parts: in the order in which data flows. watched: each state recorder's name with the neurons it reads."""
+
+    total_steps: int
+    parts: dict[str, Part] = field(default_factory=dict)
+    wires: list[Wire] = field(default_factory=list)
+    watched: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Files:
+    """The `.npy` files of a job, named by the position of a population since a name may hold anything."""
+
+    folder: Path
+    network: IntegerNetwork
+
+    @property
+    def inputs(self) -> str:
+        return str(self.folder / "inputs.npy")
+
+    def of(self, kind: str, name: str) -> str:
+        position = [population.name for population in self.network.populations].index(name)
+        return str(self.folder / f"{kind}-{position}.npy")
+
+
+def recorded_kinds(schedule: Schedule) -> tuple[str, ...]:
+    return ("spikes", "u", "v") if schedule.states else ("spikes",)
+
+
+def plan(network: IntegerNetwork, schedule: Schedule, convolution: str, folder: Path) -> Plan:
+    """The processes that run the network on `inputs.npy` and record into the folder's files.
+
+    Raises UserError for what `check` refuses.
+    """
+    check(network, schedule, convolution)
+    made = Plan(total_steps=schedule.windows * schedule.steps + max(network.depth.values()))
+    files, lanes = Files(folder, network), {"lanes": schedule.lanes}
+    shape = _ports(network.input_shape, schedule)
+    made.parts[INPUT] = Part("Player", {"shape": shape, "path": files.inputs, "first_step": 1, **lanes})
+    for name in network.order:
+        population, neurons, recorder = network[name], f"neurons {name}", f"recorder {name}"
+        first_step = network.depth[name] + 1
+        shape = _ports(population.shape, schedule)
+        for number, connection in enumerate(network.into(name)):
+            synapse, source = f"synapse {number} {connection.name}", connection.source
+            part, arriving, leaving = _synapse(network, connection, schedule, convolution)
+            made.parts[synapse] = part
+            made.wires.append(Wire(source if source == INPUT else f"neurons {source}", synapse, arriving))
+            made.wires.append(Wire(synapse, neurons, leaving))
+        made.parts[neurons] = _neurons(population, schedule, first_step)
+        made.parts[recorder] = Part(
+            "StateRecorder" if schedule.states else "RasterRecorder",
+            {"shape": shape, "first_step": first_step, **lanes}
+            | {f"{kind}_path": files.of(kind, name) for kind in recorded_kinds(schedule)},
+        )
+        made.wires.append(Wire(neurons, recorder))
+        if schedule.states:
+            made.watched[recorder] = neurons
+    return made
+
+
+def check(network: IntegerNetwork, schedule: Schedule, convolution: str) -> None:
+    """Raises UserError, naming the population or connection, for what Lava cannot run as the contract says."""
+    if convolution not in CONVOLUTIONS:
+        raise UserError(f"lava: there is no convolution '{convolution}'; {nearest(convolution, CONVOLUTIONS)}")
+    for connection in network.connections:
+        what, span = f"connection {connection.name}", _span(network, connection)
+        if connection.delay:
+            raise UserError(
+                f"{what}: delay {connection.delay} is not supported on Lava, only 0 is; "
+                "remove the delay or run the backend 'engine'."
+            )
+        if span != 1:
+            raise UserError(
+                f"{what}: skips {span - 1} of the populations between its ends, which Lava would deliver too early; "
+                "remove the skip or run the backend 'engine'."
+            )
+        if convolution == "Conv" and schedule.lanes == 1 and _as_conv(connection):
+            _check_conv(connection, network.shape_of(connection.source))
+
+
+def unroll(connection: Connection, source: tuple[int, ...]) -> csr_matrix:
+    """A convolution over a source [C, H, W] as int32 CSR [O H' W', C H W], both sides flattened like torch's NCHW."""
+    channels, height, width = source
+    out_channels, group_channels, rows, columns = connection.weight.shape
+    _, out_height, out_width = connection.output_shape(source)
+    y = _taps(out_height, connection.stride[0], connection.padding[0], rows, connection.dilation[0])
+    x = _taps(out_width, connection.stride[1], connection.padding[1], columns, connection.dilation[1])
+    y, x = y[:, None, None, :, None], x[None, :, None, None, :]
+    channel = np.arange(group_channels, dtype=np.int32)[None, None, :, None, None]
+    inside = np.broadcast_to(
+        (y >= 0) & (y < height) & (x >= 0) & (x < width), (out_height, out_width, group_channels, rows, columns)
+    )
+    # Every output channel reads the same pixels of its group: only the weights and the group's offset change.
+    pixels = ((channel * height + y) * width + x)[inside]
+    taps = np.broadcast_to(np.arange(connection.weight[0].size).reshape(connection.weight[0].shape), inside.shape)[
+        inside
+    ]
+    group_of = np.arange(out_channels) // (out_channels // connection.groups)
+    indices = np.concatenate([pixels + group * group_channels * height * width for group in group_of])
+    data = np.concatenate([kernel.ravel()[taps] for kernel in connection.weight.astype(np.int32)])
+    per_row = np.tile(inside.sum(axis=(2, 3, 4)).ravel(), out_channels)
+    matrix = csr_matrix(
+        (data, indices, np.concatenate([[0], np.cumsum(per_row)])),
+        shape=(out_channels * out_height * out_width, channels * height * width),
+    )
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def _taps(out: int, stride: int, padding: int, kernel: int, dilation: int) -> np.ndarray:
+    """Source coordinate of each kernel tap for each output coordinate, int32 [out, kernel]; may lie outside."""
+    return (np.arange(out)[:, None] * stride - padding + np.arange(kernel) * dilation).astype(np.int32)
+
+
+def _ports(shape: tuple[int, ...], schedule: Schedule) -> tuple[int, ...]:
+    size = int(np.prod(shape))
+    return (size,) if schedule.lanes == 1 else (size, schedule.lanes)
+
+
+def _span(network: IntegerNetwork, connection: Connection) -> int:
+    return network.depth[connection.target] - network.depth[connection.source]
+
+
+def _neurons(population: Population, schedule: Schedule, first_step: int) -> Part:
+    shape = _ports(population.shape, schedule)
+    # Clears, before a sample's first step, also what the bias did while the first sample was on its way.
+    clearing = {"reset_interval": schedule.steps, "reset_offset": first_step % schedule.steps}
+    shared = [population.decay_u, population.decay_v, population.threshold_mant]
+    if population.reset == "hard" and not population.floor and all(np.ptp(values) == 0 for values in shared):
+        decay_u, decay_v, threshold = (int(values.flat[0]) for values in shared)
+        bias = {"bias_mant": _per_neuron(population.bias_mant, population, schedule), "bias_exp": population.bias_exp}
+        return Part("LIFReset", {"shape": shape, "du": decay_u, "dv": decay_v, "vth": threshold, **bias, **clearing})
+    arrays = ("decay_u", "decay_v", "threshold_mant", "bias")
+    rule: dict[str, Any] = {name: _per_neuron(getattr(population, name), population, schedule) for name in arrays}
+    rule |= {"reset": population.reset, "floor": population.floor}
+    return Part("IntegerLIF", {"shape": shape, "rule": rule, **clearing})
+
+
+def _per_neuron(values: np.ndarray, population: Population, schedule: Schedule) -> np.ndarray:
+    full = np.broadcast_to(values, population.shape).ravel()
+    return full if schedule.lanes == 1 else np.repeat(full[:, None], schedule.lanes, axis=1)
+
+
+def _synapse(
+    network: IntegerNetwork, connection: Connection, schedule: Schedule, convolution: str
+) -> tuple[Part, tuple, tuple]:
+    """The part, and the layouts through which its messages arrive and leave: all others send flat NCHW."""
+    source = network.shape_of(connection.source)
+    payload_bits = network.payload_bits if connection.source == INPUT else 1
+    if convolution == "Conv" and schedule.lanes == 1 and _as_conv(connection):
+        return _conv(connection, source, payload_bits)
+    weights = unroll(connection, source) if connection.is_conv else connection.weight.astype(np.int32)
+    exponent = {"weight_exp": connection.exponent}
+    if schedule.lanes > 1:
+        if not connection.is_conv:
+            worst = int(connection.row_sums.max()) * network.payload_max(connection.source)
+            weights = weights.astype(np.float32 if worst < _FLOAT32_EXACT else np.float64)
+        return Part("LanedSynapse", {"weights": weights, "lanes": schedule.lanes, **exponent}), (), ()
+    kind = "Sparse" if connection.is_conv else "Dense"
+    # Binary spikes: Dense is faster adding the columns that spiked (0 bits), Sparse with a product (1 bit); same sums.
+    message_bits = payload_bits if connection.is_conv or payload_bits > 1 else 0
+    return Part(kind, {"weights": weights, "num_weight_bits": 8, "num_message_bits": message_bits, **exponent}), (), ()
+
+
+def _as_conv(connection: Connection) -> bool:
+    """Whether Lava's Conv can hold it: it ignores exponents, and only positive ones can go into the kernel."""
+    return connection.is_conv and connection.exponent >= 0
+
+
+def _conv(connection: Connection, source: tuple[int, ...], payload_bits: int) -> tuple[Part, tuple, tuple]:
+    channels, height, width = source
+    # Lava convolves (flipped kernel) over [W, H, C]; we correlate over [C, H, W].
+    kernel = connection.weight[:, :, ::-1, ::-1].transpose(0, 3, 2, 1).astype(np.int32) << connection.exponent
+    geometry = {name: getattr(connection, name)[::-1] for name in ("stride", "padding", "dilation")}
+    arguments = {"weight": kernel, "input_shape": (width, height, channels), "groups": connection.groups, **geometry}
+    out = connection.output_shape(source)
+    whc = ("transpose", (2, 1, 0))
+    return (
+        Part("Conv", {**arguments, "num_message_bits": payload_bits}),
+        (("reshape", (channels, height, width)), whc),
+        (whc, ("reshape", (int(np.prod(out)),))),
+    )
+
+
+def _check_conv(connection: Connection, source: tuple[int, ...]) -> None:
+    padded = [size + 2 * pad for size, pad in zip(source[1:], connection.padding, strict=True)]
+    largest = max(*padded, source[0], len(connection.weight))
+    if largest > _CONV_GEOMETRY_MAX:
+        raise UserError(
+            f"connection {connection.name}: a padded size or channel count of {largest} is beyond Lava's Conv, which "
+            f"computes sizes in 8 bits (at most {_CONV_GEOMETRY_MAX}); use convolution 'Sparse'."
+        )

@@ -1,0 +1,235 @@
+"""Lava's own model classes compute what the reference computes, on any drawn network; the rest is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from strategies import networks
+
+from base.errors import UserError
+from deploy.lava import compat, graph, models
+from deploy.lava.catalogue import KINDS, assemble, classes
+from quantize import arithmetic, reference
+from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
+from quantize.recording import Recording
+
+relaxed = settings(deadline=None, suppress_health_check=list(HealthCheck))
+NETWORK_STATES = 2
+
+
+def population(name: str, shape: tuple[int, ...], **changed: object) -> Population:
+    values: dict = {"decay_u": 1000, "decay_v": 100, "threshold_mant": 20, "bias_mant": 0} | changed
+    arrays = ("decay_u", "decay_v", "threshold_mant", "bias_mant")
+    return Population(name, shape, **{key: np.array(v) if key in arrays else v for key, v in values.items()})
+
+
+def chain(*links: Connection, input_shape: tuple[int, ...] = (4,), **changed: object) -> IntegerNetwork:
+    shapes: dict[str, tuple[int, ...]] = {INPUT: input_shape}
+    for link in links:
+        shapes.setdefault(link.target, link.output_shape(shapes.get(link.source, (len(link.weight),))))
+    layers = tuple(population(name, shape, **changed) for name, shape in shapes.items() if name != INPUT)
+    return IntegerNetwork(input_shape, layers, links, layers[-1].name)
+
+
+def assert_equal(expected: Recording, got: Recording) -> None:
+    for kind in ("spikes", "u", "v"):
+        for name, trace in getattr(expected, kind).items():
+            other = getattr(got, kind)[name]
+            assert trace.dtype == other.dtype
+            assert np.array_equal(trace, other), f"{kind} of {name}"
+    assert expected.hash == got.hash
+
+
+@given(networks())
+@settings(relaxed, max_examples=200)
+def test_lava_models_equal_the_reference(drawn: tuple[IntegerNetwork, np.ndarray]) -> None:
+    network, inputs = drawn
+    assert_equal(reference.run(network, inputs, NETWORK_STATES), models.run(network, inputs, NETWORK_STATES))
+
+
+@given(networks(), st.integers(2, 4))
+@settings(relaxed, max_examples=60)
+def test_lanes_equal_the_reference(drawn: tuple[IntegerNetwork, np.ndarray], lanes: int) -> None:
+    network, inputs = drawn
+    states = min(NETWORK_STATES, inputs.shape[1])
+    schedule = graph.Schedule(*inputs.shape[:2], states, lanes)
+    got = models.run_scheduled(network, inputs, schedule, "Sparse")
+    assert_equal(reference.run(network, inputs, states), got)
+
+
+@given(networks(stock=True))
+@settings(relaxed, max_examples=40)
+def test_conv_and_sparse_are_the_same_mapping(drawn: tuple[IntegerNetwork, np.ndarray]) -> None:
+    network, inputs = drawn
+    assume(any(connection.is_conv for connection in network.connections))
+    assert_equal(models.run(network, inputs, 1), models.run(network, inputs, 1, convolution="Conv"))
+
+
+@given(networks())
+@settings(relaxed, max_examples=60)
+def test_unrolled_kernel_is_the_convolution(drawn: tuple[IntegerNetwork, np.ndarray]) -> None:
+    network, _ = drawn
+    for connection in (c for c in network.connections if c.is_conv):
+        shape = network.shape_of(connection.source)
+        images = np.random.default_rng(1).integers(0, 16, (3, *shape))
+        geometry = {name: getattr(connection, name) for name in ("stride", "padding", "dilation", "groups")}
+        expected = arithmetic.conv_sum(images, connection.weight, **geometry)
+        got = (graph.unroll(connection, shape) @ images.reshape(3, -1).T).T
+        assert np.array_equal(got, expected.reshape(3, -1))
+
+
+@pytest.mark.smoke
+def test_pooled_maps_over_several_layers_equal_the_reference() -> None:
+    rng = np.random.default_rng(0)
+    network = chain(
+        Connection(INPUT, "a", 2 * rng.integers(-20, 40, (4, 2, 3, 3)), stride=(2, 1), padding=(1, 2)),
+        Connection("a", "b", 2 * rng.integers(-20, 60, (4, 2, 2, 3)), 1, dilation=(2, 1), groups=2),
+        Connection("b", "c", 2 * rng.integers(-20, 60, (5, 4 * 2 * 6)), -2),
+        input_shape=(2, 7, 6),
+        bias_mant=3,
+        bias_exp=4,
+    )
+    inputs = (rng.random((9, 5, 2, 7, 6)) < 0.3).astype(np.uint8)
+    expected = reference.run(network, inputs, 5)
+    assert expected.spikes["c"].any()
+    for convolution in graph.CONVOLUTIONS:
+        assert_equal(expected, models.run(network, inputs, 5, convolution))
+
+
+@pytest.mark.parametrize("threshold", [0, 131071])
+@pytest.mark.parametrize("exponent", [-8, 7])
+def test_edges_of_threshold_and_exponent_equal_the_reference(threshold: int, exponent: int) -> None:
+    weight = np.tile([[254, -256, 254, 254]], (3, 1))
+    network = chain(Connection(INPUT, "a", weight, exponent), threshold_mant=threshold, decay_u=4095, decay_v=0)
+    inputs = np.random.default_rng(0).integers(0, 2, (40, 2, 4)).astype(np.uint8)
+    expected = reference.run(network, inputs, 2)
+    assert expected.spikes["a"].any() == (threshold == 0 or exponent == 7)
+    assert_equal(expected, models.run(network, inputs, 2))
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind"),
+    [
+        ({}, "LIFReset"),
+        ({"bias_mant": [1, -2]}, "LIFReset"),
+        ({"decay_v": [7, 7]}, "LIFReset"),
+        ({"decay_u": [7, 8]}, "IntegerLIF"),
+        ({"decay_v": [7, 8]}, "IntegerLIF"),
+        ({"threshold_mant": [7, 8]}, "IntegerLIF"),
+        ({"floor": True}, "IntegerLIF"),
+        ({"reset": "soft"}, "IntegerLIF"),
+    ],
+)
+def test_own_neurons_are_used_only_where_stock_cannot_say_it(changed: dict, kind: str) -> None:
+    network = chain(Connection(INPUT, "a", np.full((2, 4), 2)), **changed)
+    made = graph.plan(network, graph.Schedule(3, 1), "Sparse", Path("."))
+    assert made.parts["neurons a"].kind == kind
+
+
+@pytest.mark.parametrize(("exponent", "kind"), [(0, "Conv"), (3, "Conv"), (-1, "Sparse")])
+def test_conv_is_used_only_where_it_can_hold_the_exponent(exponent: int, kind: str) -> None:
+    network = chain(Connection(INPUT, "a", np.full((1, 1, 2, 2), 2), exponent), input_shape=(1, 3, 3))
+    made = graph.plan(network, graph.Schedule(3, 1), "Conv", Path("."))
+    assert made.parts["synapse 0 input->a"].kind == kind
+
+
+DENSE = Connection(INPUT, "a", np.full((2, 4), 2))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("network", "convolution", "words"),
+    [
+        (chain(Connection(INPUT, "a", np.full((2, 4), 2), delay=3)), "Sparse", ["input->a", "delay 3", "engine"]),
+        (chain(DENSE, Connection("a", "a", np.full((2, 2), 2), delay=1)), "Sparse", ["a->a", "delay 1", "engine"]),
+        (
+            chain(DENSE, Connection("a", "b", np.full((2, 2), 2)), Connection(INPUT, "b", np.full((2, 4), 2))),
+            "Sparse",
+            ["input->b", "skips 1", "engine"],
+        ),
+        (
+            chain(Connection(INPUT, "a", np.full((1, 1, 1, 1), 2), padding=(50, 0)), input_shape=(1, 28, 28)),
+            "Conv",
+            ["input->a", "128", "127", "'Sparse'"],
+        ),
+        (
+            chain(Connection(INPUT, "a", np.full((128, 1, 1, 1), 2), groups=128), input_shape=(128, 2, 2)),
+            "Conv",
+            ["input->a", "128", "127", "'Sparse'"],
+        ),
+        (chain(DENSE), "Spars", ["'Spars'", "Sparse"]),
+    ],
+)
+def test_what_lava_would_silently_compute_otherwise_is_refused(
+    network: IntegerNetwork, convolution: str, words: list[str]
+) -> None:
+    inputs = np.ones((20, 1, *network.input_shape), np.uint8)
+    with pytest.raises(UserError) as refusal:
+        models.run(network, inputs, convolution=convolution)
+    assert all(word in str(refusal.value) for word in words), refusal.value
+
+
+def test_a_current_that_the_network_refuses_would_differ() -> None:
+    # The refusal of currents that could leave 32 bits is no mere caution.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(IntegerNetwork, "_check_accumulator", lambda *_: None)
+        network = chain(Connection(INPUT, "a", np.full((1, 100), 254), 7), input_shape=(100,), decay_u=0)
+    inputs = np.ones((20, 1, 100), np.uint8)
+    assert not np.array_equal(reference.run(network, inputs, 1).v["a"], models.run(network, inputs, 1).v["a"])
+
+
+def test_catalogue_names_the_models_that_lava_itself_selects() -> None:
+    from lava.magma.compiler.compiler_graphs import ProcGroupDiGraphs
+    from lava.magma.core.run_configs import Loihi2SimCfg
+
+    rng = np.random.default_rng(0)
+    network = chain(
+        Connection(INPUT, "a", 2 * rng.integers(-9, 9, (2, 1, 2, 2))),
+        Connection("a", "b", 2 * rng.integers(-9, 9, (2, 2, 2, 2)), -1),
+        Connection("b", "c", 2 * rng.integers(-9, 9, (3, 2))),
+        input_shape=(1, 3, 3),
+    )
+    soft = chain(DENSE, reset="soft")
+    plans = [
+        graph.plan(network, graph.Schedule(3, 1), "Conv", Path(".")),
+        graph.plan(soft, graph.Schedule(3, 4, 1, lanes=2), "Sparse", Path(".")),
+    ]
+    seen = set()
+    with compat.visiting(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for plan in plans:
+            for process in assemble(plan).values():
+                kind = type(process).__name__
+                found = ProcGroupDiGraphs._find_proc_models(process)
+                assert Loihi2SimCfg(select_tag="fixed_pt").select(process, found) is classes(kind)[1]
+                seen.add(kind)
+    assert seen == set(KINDS)
+
+
+def test_model_runs_leave_nothing_in_lavas_registers() -> None:
+    import logging
+
+    from lava.magma.core.process.process import ProcessServer
+
+    handlers, processes = len(logging.getLogger().handlers), len(ProcessServer().processes)
+    models.run(chain(DENSE), np.ones((2, 1, 4), np.uint8))
+    assert len(logging.getLogger().handlers) == handlers
+    assert len(ProcessServer().processes) == processes
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", None])
+def test_lava_imports_whatever_start_method_is_set_and_leaves_it(method: str | None) -> None:
+    code = f"""
+import multiprocessing
+if {method!r}: multiprocessing.set_start_method({method!r})
+from deploy.lava import models, worker
+assert multiprocessing.get_start_method(allow_none=True) == {method!r}
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=Path(__file__).parents[1])
