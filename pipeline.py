@@ -1,0 +1,239 @@
+"""The command line: train a spiking network, quantize it, deploy it to Lava, and prove that the spikes are equal.
+
+pipeline.py                       the whole way on real digits, into runs/digits
+pipeline.py deploy --lanes 64     one stage, from the files of the stage before
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from base.errors import UserError
+from base.files import write_text
+from run import config as configuration
+from run import stages
+from run.config import Config
+from run.folder import RunFolder
+
+EXIT_EQUAL, EXIT_DIFFERENT, EXIT_REFUSED, EXIT_STOPPED = 0, 1, 2, 130
+
+app = typer.Typer(
+    help="Train a spiking network in PyTorch, turn it into integers, run it on Lava's simulator, and prove that every "
+    "stage fires the same spikes. Without a command the whole way runs on real digits.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Out = Annotated[Path, typer.Option("--out", help="The run's folder; every stage reads and writes there.")]
+ConfigFile = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads this annotation at run time, on Python 3.10 too
+    typer.Option("--config", help="A TOML file, as in examples/. Default: the run folder's own, else the defaults."),
+]
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--set", help="Change one key: --set network.architecture=128-10. May be repeated.", metavar="KEY=VALUE"
+    ),
+]
+Lanes = Annotated[Optional[int], typer.Option("--lanes", help="Samples that Lava runs side by side.")]  # noqa: UP045
+Target = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--lava-target", help="loihi1-sim, loihi2-sim, loihi1-hardware or loihi2-hardware."),
+]
+Python = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--lava-python", help="The Python interpreter that has Lava, if it is another one."),
+]
+
+DEFAULT_OUT = Path("runs/digits")
+
+Command = Callable[..., int]
+
+
+def command(work: Command) -> Command:
+    """Register a command that returns its exit status; what a user can mend ends it with one sentence."""
+
+    @app.command(name=work.__name__, help=work.__doc__)
+    @functools.wraps(work)
+    def guarded(*args: Any, **options: Any) -> None:
+        try:
+            status = work(*args, **options)
+        except UserError as error:
+            errors.print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
+            status = EXIT_REFUSED
+        except KeyboardInterrupt:
+            errors.print("Stopped. What was finished is kept: the same command goes on from there.")
+            status = EXIT_STOPPED
+        raise typer.Exit(status)
+
+    return work
+
+
+@command
+def run(
+    out: Out = DEFAULT_OUT,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    lanes: Lanes = None,
+    target: Target = None,
+    python: Python = None,
+) -> int:
+    """All stages, one after the other. A run that was stopped goes on where it was. This is the default command."""
+    chosen, folder = _open(out, config, settings, lanes, target, python)
+    stages.check(chosen)
+    work = (stages.train, stages.quantize, stages.deploy, stages.verify, stages.report)
+    did_something = [_stage(stage, chosen, folder) for stage in work]
+    if not any(did_something):
+        console.print("Nothing has changed since the last run: nothing was done.")
+    return _summary(folder)
+
+
+@command
+def train(out: Out = DEFAULT_OUT, config: ConfigFile = None, settings: Settings = None) -> int:
+    """Train the float network; goes on after the last finished epoch."""
+    chosen, folder = _open(out, config, settings)
+    _stage(stages.train, chosen, folder)
+    return EXIT_EQUAL
+
+
+@command
+def quantize(out: Out = DEFAULT_OUT, config: ConfigFile = None, settings: Settings = None) -> int:
+    """Turn the trained network into integers: weights, biases, thresholds and decays as the chip holds them."""
+    chosen, folder = _open(out, config, settings)
+    _stage(stages.quantize, chosen, folder)
+    return EXIT_EQUAL
+
+
+@command
+def deploy(
+    out: Out = DEFAULT_OUT,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    lanes: Lanes = None,
+    target: Target = None,
+    python: Python = None,
+) -> int:
+    """Run the integers on the held-out samples: on the reference, the engine and Lava's simulator. Needs no torch."""
+    chosen, folder = _open(out, config, settings, lanes, target, python)
+    _stage(stages.deploy, chosen, folder)
+    return EXIT_EQUAL
+
+
+@command
+def verify(
+    a: Annotated[str, typer.Argument(help="A backend of the run, or a recording's file.")] = "",
+    b: Annotated[str, typer.Argument(help="Another one.")] = "",
+    out: Out = DEFAULT_OUT,
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> int:
+    """Compare spike by spike: every two backends of the run, or the two named. Exit status 0 only when equal."""
+    chosen, folder = _open(out, config, settings)
+    if not a and not b:
+        _stage(stages.verify, chosen, folder)
+        return _summary(folder)
+    from deploy.verify import describe
+
+    if not b:
+        raise UserError(f"verify {a}: name two recordings, as in 'verify engine lava', or none for all of the run.")
+    comparison = stages.compare(chosen, folder, *(stages.recording_of(folder, name) for name in (a, b)))
+    console.print(describe(comparison), markup=False, highlight=False)
+    return EXIT_EQUAL if comparison.equal else EXIT_DIFFERENT
+
+
+@command
+def report(out: Out = DEFAULT_OUT, config: ConfigFile = None, settings: Settings = None) -> int:
+    """Write report.html and report.json from a verified run."""
+    chosen, folder = _open(out, config, settings)
+    _stage(stages.report, chosen, folder)
+    return EXIT_EQUAL
+
+
+def _open(
+    out: Path,
+    config: Path | None,
+    settings: list[str] | None,
+    lanes: int | None = None,
+    target: str | None = None,
+    python: str | None = None,
+) -> tuple[Config, RunFolder]:
+    """The configuration and the run folder; the configuration is written into the folder."""
+    stored = out / "config.toml"
+    flags = {"lanes": lanes, "target": target, "python": python}
+    given = [f"deploy.{key}={value}" for key, value in flags.items() if value is not None]
+    source = config or (stored if stored.is_file() else None)
+    chosen = configuration.read(source, [*(settings or []), *given])
+    text = configuration.write(chosen, stages.versions())
+    if not stored.is_file() or stored.read_text(encoding="utf-8") != text:
+        write_text(stored, text)
+    console.print(f"Configuration: {source or 'the defaults'}; run folder: {out}", highlight=False)
+    return chosen, RunFolder(out)
+
+
+def _stage(stage: Callable[[Config, RunFolder, stages.Progress], bool], config: Config, folder: RunFolder) -> bool:
+    """Run one stage under progress bars; True if it had something to do."""
+    columns = (TextColumn("{task.description:20}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int, note: str) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, note="")
+            bars.update(tasks[what], completed=done, total=total, note=note)
+
+        did_something = stage(config, folder, show)
+        if not did_something:
+            show(stage.__name__, 1, 1, "done before, unchanged")
+    return did_something
+
+
+def _summary(folder: RunFolder) -> int:
+    """The verdict as a table; returns the exit status."""
+    from deploy.verify import Comparison, describe
+
+    verdict = stages.verdict(folder)
+    table = Table(
+        title="EQUAL" if verdict["equal"] else "DIFFERENT", title_style="bold green" if verdict["equal"] else "bold red"
+    )
+    for heading in ("compared", "samples", "spikes compared", "different"):
+        table.add_column(heading, justify="left" if heading == "compared" else "right")
+    for pair in verdict["comparisons"]:
+        counts = (pair["samples"], pair["spikes_compared"], pair["spikes_different"])
+        table.add_row(f"{pair['a']} = {pair['b']}", *(f"{count:,}" for count in counts))
+    console.print(table)
+    accuracy = Table()
+    for name, value in verdict["accuracy"].items():
+        if value is not None:
+            accuracy.add_column(f"accuracy {name}", justify="right")
+    accuracy.add_row(*(f"{value:.2%}" for value in verdict["accuracy"].values() if value is not None))
+    console.print(accuracy)
+    for pair in verdict["comparisons"]:
+        if pair["first_divergence"]:
+            console.print(describe(Comparison.from_json(pair)), markup=False, highlight=False)
+    page = folder.path / stages.REPORT
+    if page.is_file():
+        console.print(f"Report: {page}", highlight=False)
+    return EXIT_EQUAL if verdict["equal"] else EXIT_DIFFERENT
+
+
+def main() -> None:
+    """Run the command line. Exit status: 0 done (and equal), 1 different, 2 refused, 130 stopped."""
+    words = sys.argv[1:]
+    if not words or (words[0].startswith("-") and words[0] != "--help"):
+        words = [run.__name__, *words]
+    app(words, prog_name="pipeline.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Everything that decides a run, as frozen data, read from TOML and from `--set key=value`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import tomli_w
+
+from base.errors import UserError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+BACKENDS = ("reference", "engine", "lava-models", "lava")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """dataset: a name `train.datasets` knows. encoding: "rate", "latency" or "direct", over `steps` time steps; `bits`
+    is the width of a direct value."""
+
+    dataset: str = "digits"
+    encoding: str = "rate"
+    steps: int = 16
+    bits: int = 4
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """architecture: the papers' notation, after the input. alpha, beta: shares of current and voltage kept per step."""
+
+    architecture: str = "64-10"
+    alpha: float = 0.0
+    beta: float = 0.75
+    threshold: float = 1.0
+    reset: str = "hard"
+    floor: bool = False
+    surrogate: str = "arctan"
+    width: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    epochs: int = 40
+    batch_size: int = 64
+    learning_rate: float = 0.01
+
+
+@dataclass(frozen=True)
+class DeployConfig:
+    """backends: who runs the integer network. samples: how many held-out samples each runs, 0 for all; the first
+    `states` of them with u and v recorded. The rest is Lava's: target, lanes side by side, seconds until a run is given
+    up, the interpreter of its process (empty: this one), and the process a convolution becomes."""
+
+    backends: tuple[str, ...] = ("reference", "engine", "lava")
+    samples: int = 0
+    states: int = 4
+    target: str = "loihi2-sim"
+    lanes: int = 1
+    deadline: float = 600.0
+    python: str = ""
+    convolution: str = "Sparse"
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    deploy: DeployConfig = field(default_factory=DeployConfig)
+
+    def __post_init__(self) -> None:
+        for name in self.deploy.backends:
+            if name not in BACKENDS:
+                raise UserError(f"deploy.backends: '{name}' is no backend; {nearest(name, BACKENDS)}")
+        if len(set(self.deploy.backends)) < 2:
+            raise UserError(
+                f"deploy.backends: {list(self.deploy.backends)} leaves nothing to compare; name at least two."
+            )
+        for key, value, least in (("seed", self.seed, 0), ("deploy.samples", self.deploy.samples, 0),
+                                  ("deploy.states", self.deploy.states, 0)):  # fmt: skip
+            if value < least:
+                raise UserError(f"{key}: {value} is below {least}.")
+
+
+def read(path: Path | None, settings: Iterable[str] = ()) -> Config:
+    """The configuration of a TOML file (or the defaults), changed by settings like "network.beta=0.8".
+
+    Raises UserError for a file that cannot be read, an unknown key (naming the nearest), and a value of another type.
+    """
+    table: dict[str, Any] = {}
+    if path is not None:
+        try:
+            table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}; give an existing TOML file.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: is not valid TOML: {error}.") from error
+        table.pop("versions", None)  # what a run's own config.toml tells beside the configuration
+    for setting in settings:
+        _apply(table, setting)
+    config: Config = _build(Config, table, "", str(path) if path is not None else "--set")
+    return config
+
+
+def write(config: Config, versions: Mapping[str, str]) -> str:
+    """The configuration as TOML that `read` takes back, with the versions that ran it."""
+    return tomli_w.dumps(asdict(config) | {"versions": dict(versions)})
+
+
+def _apply(table: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {setting}: is not of the form key=value, as in --set train.epochs=5.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise UserError(f"--set {setting}: '{section}' is a value, not a section.")
+    table[last] = value
+
+
+def _build(kind: Any, table: Mapping[str, Any], prefix: str, source: str) -> Any:
+    hints = get_type_hints(kind)
+    known = {f.name: f for f in fields(kind)}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            raise UserError(f"{source}: unknown key '{prefix}{key}'; {nearest(key, known)}")
+        wanted = hints[key]
+        if is_dataclass(wanted):
+            if not isinstance(value, dict):
+                inside = f"{prefix}{key}.{fields(wanted)[0].name}"
+                raise UserError(f"{source}: '{prefix}{key}' is a section; set one of its keys, as in {inside}.")
+            values[key] = _build(wanted, value, f"{prefix}{key}.", source)
+        else:
+            values[key] = _convert(value, wanted, f"{prefix}{key}", known[key], source)
+    return kind(**values)
+
+
+def _convert(value: Any, wanted: Any, key: str, spec: Any, source: str) -> Any:
+    if wanted is float and type(value) is int:
+        return float(value)
+    if wanted == tuple[str, ...]:
+        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
+            return tuple(parts)
+        wanted_name = "a list of names"
+    elif type(value) is wanted:
+        return value
+    else:
+        wanted_name = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[wanted]
+    example = spec.default if spec.default is not MISSING else ""
+    raise UserError(f"{source}: '{key}' is {value!r}; it must be {wanted_name}, as in {example!r}.")

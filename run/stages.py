@@ -1,0 +1,308 @@
+"""The stages of a run, each a step from the files of the one before to its own.
+
+    train     -> train/weights.safetensors, train/metrics.jsonl
+    quantize  -> quantize/network.npz, inputs.npz, float.npz, scales.json, fidelity.json
+    deploy    -> deploy/recordings/<backend>.npz
+    verify    -> verdict.json
+    report    -> report.html, report.json
+
+Each floor is imported by the stage that needs it: deploy, verify and report run where there is no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from itertools import combinations
+from pathlib import Path
+from platform import python_version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from base.errors import UserError
+from base.files import sha256_of, write_json
+from run.config import Config
+from run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from deploy.lava.backend import LavaOptions
+    from deploy.verify import Comparison
+    from quantize.recording import Recording
+    from train.encoding import Encoding
+    from train.network import SpikingNetwork
+
+Progress = Callable[[str, int, int, str], None]  # what, done, total, a note
+
+WEIGHTS, METRICS = "train/weights.safetensors", "train/metrics.jsonl"
+NETWORK, INPUTS, FLOAT = "quantize/network.npz", "quantize/inputs.npz", "quantize/float.npz"
+SCALES, FIDELITY = "quantize/scales.json", "quantize/fidelity.json"
+VERDICT, REPORT, REPORT_JSON = "verdict.json", "report.html", "report.json"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that compute something here, as far as they are installed."""
+    found = {"python": python_version()}
+    for package in ("spikeproof", "numpy", "numba", "torch", "snntorch", "lava-nc"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def check(config: Config) -> None:
+    """Refuse before any work what a later stage would refuse. Raises UserError."""
+    from deploy.lava.backend import check_interpreter
+
+    options = lava_options(config)
+    if "lava" in config.deploy.backends:
+        check_interpreter(options)
+
+
+def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
+    """Train the float network; True if there was something to do."""
+
+    def work() -> None:
+        from train.datasets import load
+        from train.trainer import Training, fit
+
+        def show(batch: dict[str, Any]) -> None:
+            done = (batch["epoch"] - 1) * batch["batches"] + batch["batch"]
+            note = f"epoch {batch['epoch']}/{batch['epochs']}, accuracy {batch['accuracy']:.1%}"
+            progress("train", done, batch["epochs"] * batch["batches"], note)
+
+        dataset, training = load(config.data.dataset), Training(**asdict(config.train), seed=config.seed)
+        fit(_network(config), dataset, _encoding(config), training, folder.path / "train", show)
+
+    decides = [config.seed, asdict(config.data), asdict(config.network), asdict(config.train)]
+    return folder.step("train", decides, [], [WEIGHTS, METRICS], work)
+
+
+def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
+    """Turn the trained network into integers and write down what that cost; True if there was something to do."""
+    weights = folder.require(WEIGHTS, "train")
+
+    def work() -> None:
+        from quantize import engine, held_out, integer_network, recording
+        from quantize.fidelity import fidelity
+        from quantize.fold import fold
+        from quantize.scales import quantize as to_integers
+        from train.datasets import load
+        from train.encoding import encode
+        from train.trainer import load_weights, record
+
+        dataset, encoding, network = load(config.data.dataset), _encoding(config), _network(config)
+        load_weights(network, weights)
+        progress("quantize", 0, 3, "choosing integers")
+        integers, scales = to_integers(fold(network), dataset.shape, encoding.payload_bits)
+        test = dataset.test
+        inputs = encode(test.values, np.arange(len(test)), encoding).numpy()
+        held = held_out.HeldOut(inputs, test.labels)
+        progress("quantize", 1, 3, "float network on the held-out part")
+        floats = recording.Recording("float", sha256_of(weights), held.hash, record(network, test, encoding))
+        progress("quantize", 2, 3, "integer network on the held-out part")
+        lost = fidelity(floats, engine.run(integers, inputs), test.labels, integers.output)
+        integer_network.save(integers, folder.path / NETWORK)
+        held_out.save(held, folder.path / INPUTS)
+        recording.save(floats, folder.path / FLOAT)
+        write_json(folder.path / SCALES, scales)
+        write_json(folder.path / FIDELITY, lost)
+        progress("quantize", 3, 3, "")
+
+    decides = [config.seed, asdict(config.data), asdict(config.network)]
+    return folder.step("quantize", decides, [weights], [NETWORK, INPUTS, FLOAT, SCALES, FIDELITY], work)
+
+
+def deploy(config: Config, folder: RunFolder, progress: Progress) -> bool:
+    """Run the integer network on every backend of the configuration; True if one of them had something to do."""
+    network_file, inputs_file = folder.require(NETWORK, "quantize"), folder.require(INPUTS, "quantize")
+    options = lava_options(config)
+    done = []
+    for name in config.deploy.backends:
+        file = _recording_file(name)
+
+        def work(name: str = name, file: str = file) -> None:
+            from deploy import backends
+            from quantize import held_out, integer_network, recording
+
+            network = integer_network.load(network_file)
+            held = held_out.load(inputs_file).first(config.deploy.samples)
+
+            def show(steps: int, total: int) -> None:
+                progress(f"deploy: {name}", steps, total, f"step {steps:,}/{total:,}")
+
+            progress(f"deploy: {name}", 0, 1, "")
+            ran = backends.run(name, network, held.inputs, config.deploy.states, options, show)
+            recording.save(ran, folder.path / file)
+            progress(f"deploy: {name}", 1, 1, "")
+
+        decides: list[Any] = [config.deploy.samples, config.deploy.states]
+        decides += [asdict(options)] if name.startswith("lava") else []
+        done.append(folder.step(f"deploy: {name}", decides, [network_file, inputs_file], [file], work))
+    return any(done)
+
+
+def verify(config: Config, folder: RunFolder, progress: Progress) -> bool:
+    """Compare all recordings pair by pair and write the verdict; True if there was something to do."""
+    names = config.deploy.backends
+    files = [folder.require(_recording_file(name), "deploy") for name in names]
+    reads = [folder.require(NETWORK, "quantize"), folder.require(INPUTS, "quantize"), folder.require(FLOAT, "quantize")]
+
+    def work() -> None:
+        from quantize import recording
+
+        recordings = {name: recording.load(file) for name, file in zip(names, files, strict=True)}
+        pairs = list(combinations(names, 2))
+        comparisons = []
+        for done, (a, b) in enumerate(pairs):
+            progress("verify", done, len(pairs), f"{a} against {b}")
+            comparisons.append(compare(config, folder, recordings[a], recordings[b]))
+        progress("verify", len(pairs), len(pairs), "")
+        write_json(folder.path / VERDICT, _verdict(folder, recordings, comparisons))
+
+    return folder.step("verify", [list(names)], [*reads, *files], [VERDICT], work)
+
+
+def compare(config: Config, folder: RunFolder, a: Recording, b: Recording) -> Comparison:
+    """The Comparison of two Recordings of this run, its first divergence explained."""
+    from deploy import backends
+    from deploy.verify import compare, explain
+    from quantize import held_out, integer_network
+
+    network = integer_network.load(folder.require(NETWORK, "quantize"))
+    held = held_out.load(folder.require(INPUTS, "quantize")).first(a.samples)
+    comparison = compare(a, b, network.order)
+    if comparison.first_divergence is None:
+        return comparison
+
+    def again(name: str, inputs: np.ndarray) -> Recording | None:
+        return backends.run(name, network, inputs, 1, lava_options(config)) if name in backends.NAMES else None
+
+    return explain(network, held.inputs, comparison, a, b, again)
+
+
+def recording_of(folder: RunFolder, name: str) -> Recording:
+    """The recording of a backend of this run, or of a file."""
+    from quantize import recording
+
+    return recording.load(Path(name) if name.endswith(".npz") else folder.require(_recording_file(name), "deploy"))
+
+
+def report(config: Config, folder: RunFolder, progress: Progress) -> bool:
+    """Write the report of a verified run; True if there was something to do."""
+    verdict_file = folder.require(VERDICT, "verify")
+    names = config.deploy.backends
+    files = [folder.require(_recording_file(name), "deploy") for name in names]
+    quantized = [folder.require(file, "quantize") for file in (NETWORK, INPUTS, FLOAT, SCALES, FIDELITY)]
+    metrics = folder.require(METRICS, "train")
+
+    def work() -> None:
+        from deploy.report import ReportData, write
+        from deploy.verify import Comparison
+        from quantize import held_out, integer_network, recording
+
+        progress("report", 0, 1, "")
+        verdict = json.loads(verdict_file.read_text(encoding="utf-8"))
+        held = held_out.load(folder.path / INPUTS).first(config.deploy.samples)
+        floats = recording.load(folder.path / FLOAT)
+        ran = {name: raster[:, : len(held.labels)] for name, raster in floats.spikes.items()}
+        recordings = {"float": replace(floats, inputs=held.hash, spikes=ran)}
+        recordings |= {name: recording.load(file) for name, file in zip(names, files, strict=True)}
+        data = ReportData(
+            title=f"{config.data.dataset}, {config.network.architecture}",
+            config=asdict(config),
+            network=integer_network.load(folder.path / NETWORK),
+            labels=held.labels,
+            class_names=[str(label) for label in range(int(held.labels.max()) + 1)],
+            recordings=recordings,
+            comparisons=[Comparison.from_json(stored) for stored in verdict["comparisons"]],
+            accuracy=verdict["accuracy"],
+            fidelity=json.loads((folder.path / FIDELITY).read_text(encoding="utf-8")),
+            scales=json.loads((folder.path / SCALES).read_text(encoding="utf-8")),
+            seconds=folder.seconds(),
+            versions=verdict["versions"],
+            training=[json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()],
+        )
+        write(data, folder.path)
+        progress("report", 1, 1, "")
+
+    return folder.step(
+        "report", asdict(config), [verdict_file, metrics, *quantized, *files], [REPORT, REPORT_JSON], work
+    )
+
+
+def verdict(folder: RunFolder) -> dict[str, Any]:
+    """The verdict of a verified run. Raises UserError where there is none."""
+    return dict(json.loads(folder.require(VERDICT, "verify").read_text(encoding="utf-8")))
+
+
+def lava_options(config: Config) -> LavaOptions:
+    from deploy.lava.backend import LavaOptions
+
+    chosen = config.deploy
+    return LavaOptions(chosen.target, chosen.lanes, chosen.deadline, chosen.python, chosen.convolution)
+
+
+def _encoding(config: Config) -> Encoding:
+    from train.encoding import Encoding
+
+    return Encoding(config.data.encoding, config.data.steps, config.data.bits, config.seed)
+
+
+def _network(config: Config) -> SpikingNetwork:
+    """The untrained network of the configuration. Raises UserError where it does not fit the data set."""
+    from train.architecture import build
+    from train.datasets import load
+    from train.neurons import LIF
+
+    dataset, settings = load(config.data.dataset), asdict(config.network)
+    notation = settings.pop("architecture")
+    network = build(
+        notation,
+        dataset.shape,
+        neuron=lambda: LIF(**settings),
+        payload_bits=_encoding(config).payload_bits,
+        seed=config.seed,
+    )
+    ends_with = network.stages[-1].output_shape
+    if ends_with != (dataset.classes,):
+        raise UserError(
+            f"network.architecture: '{notation}' ends with {ends_with[0]} neurons, but '{dataset.name}' has "
+            f"{dataset.classes} classes; end it with -{dataset.classes}."
+        )
+    return network
+
+
+def _recording_file(backend: str) -> str:
+    return f"deploy/recordings/{backend}.npz"
+
+
+def _verdict(folder: RunFolder, recordings: dict[str, Recording], comparisons: list[Comparison]) -> dict[str, Any]:
+    from quantize import held_out, integer_network, recording
+
+    network = integer_network.load(folder.path / NETWORK)
+    labels = held_out.load(folder.path / INPUTS).labels
+
+    def accuracy(ran: Recording) -> float:
+        predicted = recording.predictions(ran.spikes[network.output])
+        return float((predicted == labels[: ran.samples]).mean())
+
+    floats = recording.load(folder.path / FLOAT)
+    return {
+        "equal": all(comparison.equal for comparison in comparisons),
+        "comparisons": [comparison.to_json() for comparison in comparisons],
+        "accuracy": {
+            "float": accuracy(floats),
+            "integer": accuracy(next(iter(recordings.values()))),
+            "lava": accuracy(recordings["lava"]) if "lava" in recordings else None,
+        },
+        "hashes": {
+            "network": network.hash,
+            "recordings": {name: ran.hash for name, ran in recordings.items()},
+        },
+        "versions": versions(),
+        "seconds": folder.seconds(),
+    }

@@ -1,0 +1,268 @@
+"""The command line as a user meets it: the whole way, one stage at a time, killed and resumed, and with wrong input."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import pipeline as command_line
+from quantize import held_out, integer_network, recording, reference
+from quantize.arithmetic import LOIHI_LIF_V1
+
+ROOT = Path(__file__).parent.parent
+QUICK = ("--set", "data.steps=6", "--set", "train.epochs=3", "--set", "network.architecture=16-10")
+NO_LAVA = ("--set", "deploy.backends=reference,engine")
+LITTLE_LAVA = ("--set", "deploy.samples=5", "--set", "deploy.states=2")
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def pipeline(*arguments: str | Path) -> Done:
+    """The command line in this process: what it prints, and the status it ends with."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["pipeline.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            command_line.main()
+    return Done(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def process(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own."""
+    command = [sys.executable, ROOT / "pipeline.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
+
+
+def sentence(done: Any) -> str:
+    """What a call that was refused, with status 2 and without a traceback, says on standard error."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("Error: ")
+    return " ".join(done.stderr.split())
+
+
+def refused(*arguments: str | Path) -> str:
+    return sentence(pipeline(*arguments))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that went the whole way, with Lava on five samples."""
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    done = process("--out", out, *QUICK, *LITTLE_LAVA)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "EQUAL" in done.stdout
+    return out
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be harmed."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_verdict_holds_what_was_compared(finished: Path) -> None:
+    verdict = json.loads((finished / "verdict.json").read_text())
+    assert verdict["equal"] is True
+    assert {(pair["a"], pair["b"]) for pair in verdict["comparisons"]} == {
+        ("reference", "engine"), ("reference", "lava"), ("engine", "lava")}  # fmt: skip
+    for pair in verdict["comparisons"]:
+        assert (pair["samples"], pair["steps"], pair["populations"]) == (5, 6, ["dense1", "dense2"])
+        assert (pair["spikes_compared"], pair["spikes_different"]) == (5 * 6 * 26, 0)
+        assert (pair["states_compared"], pair["states_different"]) == (2 * 2 * 6 * 26, 0)
+        assert pair["first_divergence"] is None
+    assert set(verdict["accuracy"]) == {"float", "integer", "lava"}
+    assert len(set(verdict["hashes"]["recordings"].values())) == 1
+    network = integer_network.load(finished / "quantize" / "network.npz")
+    assert verdict["hashes"]["network"] == network.hash
+    ran = recording.load(finished / "deploy" / "recordings" / "lava.npz")
+    assert verdict["hashes"]["recordings"]["lava"] == ran.hash
+    assert {"train", "quantize", "deploy: lava"} <= set(verdict["seconds"])
+    assert verdict["versions"]["lava-nc"] == "0.10.0"
+    assert (finished / "report.html").stat().st_size > 10_000
+
+
+def test_running_again_does_nothing_and_says_so(run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    done = pipeline("--out", run)
+    assert done.returncode == 0
+    assert "nothing was done" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_changed_key_runs_only_what_it_decides(run: Path) -> None:
+    weights = (run / "train" / "weights.safetensors").stat().st_mtime_ns
+    done = pipeline("--out", run, *NO_LAVA, "--set", "deploy.samples=7")
+    assert done.returncode == 0, done.stderr
+    assert (run / "train" / "weights.safetensors").stat().st_mtime_ns == weights
+    assert json.loads((run / "verdict.json").read_text())["comparisons"][0]["samples"] == 7
+
+
+def test_each_stage_works_from_the_files_of_the_one_before(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert "run 'pipeline.py train" in refused("quantize", "--out", out, *QUICK, *NO_LAVA)
+    assert pipeline("train", "--out", out).returncode == 0
+    assert "run 'pipeline.py quantize" in refused("deploy", "--out", out)
+    assert pipeline("quantize", "--out", out).returncode == 0
+    assert pipeline("deploy", "--out", out).returncode == 0
+    assert "run 'pipeline.py verify" in refused("report", "--out", out)
+    done = pipeline("verify", "--out", out)
+    assert (done.returncode, "EQUAL" in done.stdout) == (0, True)
+    assert pipeline("report", "--out", out).returncode == 0
+    assert (out / "report.json").is_file()
+
+
+def test_deploy_verify_and_report_need_no_torch(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "without" / "torch").mkdir(parents=True)
+    (tmp_path / "without" / "torch" / "__init__.py").write_text("raise ImportError('there is no torch here')")
+    shutil.rmtree(run / "deploy")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "without")}
+    assert "there is no torch here" in process("train", "--out", run, "--set", "seed=5", env=environment).stderr
+    for stage in ("deploy", "verify", "report"):
+        done = process(stage, "--out", run, "--set", "seed=0", "--set", "deploy.samples=4", env=environment)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_difference_is_found_explained_and_ends_with_status_1(run: Path) -> None:
+    """A recording made under `>=` instead of `>` stands in for a faulty backend; threshold 0 shows it."""
+    network = integer_network.load(run / "quantize" / "network.npz")
+    quiet = replace(network, populations=tuple(
+        replace(p, threshold_mant=np.asarray(0), bias_mant=np.zeros_like(p.bias_mant), decay_v=np.asarray(0))
+        for p in network.populations))  # fmt: skip
+    integer_network.save(quiet, run / "quantize" / "network.npz")
+    shutil.rmtree(run / "deploy")
+    keep = ("--set", "deploy.backends=reference,engine")
+    assert pipeline("deploy", "--out", run, *keep).returncode == 0
+    held = held_out.load(run / "quantize" / "inputs.npz").first(5)
+    wrong = reference.run(quiet, held.inputs, 2, rules=replace(LOIHI_LIF_V1, fires=np.greater_equal))
+    recording.save(replace(wrong, backend="engine"), run / "deploy" / "recordings" / "engine.npz")
+    done = pipeline("verify", "--out", run)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "DIFFERENT" in said
+    assert "reference and engine differ" in said
+    assert ">=" in said
+    assert json.loads((run / "verdict.json").read_text())["comparisons"][0]["first_divergence"]["cause"]
+    assert pipeline("verify", "reference", "engine", "--out", run).returncode == 1
+    assert pipeline("verify", "reference", "reference", "--out", run).returncode == 0
+
+
+@pytest.mark.parametrize("after", [2.5, 5.0])
+def test_a_run_killed_at_some_moment_goes_on_to_the_same_result(finished: Path, tmp_path: Path, after: float) -> None:
+    out = tmp_path / "run"
+    arguments = [sys.executable, ROOT / "pipeline.py", "--out", out, *QUICK, *LITTLE_LAVA]
+    killed = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(after)
+    killed.kill()
+    killed.wait()
+    assert pipeline("--out", out, *QUICK, *LITTLE_LAVA).returncode == 0
+    for name in ("train/weights.safetensors", "quantize/network.npz", "deploy/recordings/lava.npz"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_ctrl_c_ends_in_one_sentence(tmp_path: Path) -> None:
+    arguments = [sys.executable, ROOT / "pipeline.py", "--out", tmp_path / "run", "--set", "train.epochs=500"]
+    running = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "run" / "train" / "state.safetensors").exists():
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "the same command goes on from there" in " ".join(said.split())
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--set", "data.dataset=digitz"), "did you mean 'digits'?"),
+        (("--set", "network.architectur=10"), "did you mean 'architecture'?"),
+        (("--set", "data.steps=0"), "T = 0 steps"),
+        (("--set", "network.architecture=64-12"), "ends with 12 neurons, but 'digits' has 10 classes"),
+        (("--set", "network.architecture=64-X0-10"), "at character 4"),
+        (("--set", "network.beta=1.5"), "beta = 1.5"),
+        (("--set", "deploy.lanes=0"), "lanes is 0"),
+        (("--lava-target", "loihi9"), "there is no target 'loihi9'"),
+        (("--lava-target", "loihi2-hardware"), "closed extension"),
+        (("--config", "nowhere.toml"), "nowhere.toml: cannot be read"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_sentence_before_any_work(
+    tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    assert says in refused("--out", tmp_path / "run", *QUICK[:4], *arguments)
+    assert not (tmp_path / "run" / "train").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert f"cannot write {tmp_path}/file/run/config.toml" in refused("--out", tmp_path / "file" / "run")
+
+
+def test_a_full_disk_loses_nothing_and_is_named(run: Path) -> None:
+    """A limit on the size of files stands in for the full disk: the kernel refuses the write alike."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+
+    before = (run / "quantize" / "network.npz").read_bytes()
+    said = sentence(process("quantize", "--out", run, "--set", "data.steps=7", preexec_fn=limit))
+    assert "cannot write" in said
+    assert "Nothing was changed" in said
+    assert (run / "quantize" / "network.npz").read_bytes() == before
+    assert not list(run.rglob(".*.npz"))
+
+
+def test_a_network_file_that_was_harmed_is_refused(run: Path) -> None:
+    file = run / "quantize" / "network.npz"
+    whole = file.read_bytes()
+    for broken in (whole[: len(whole) // 2], b"foreign", b""):
+        file.write_bytes(broken)
+        assert "is no whole spikeproof-network file" in refused("deploy", "--out", run)
+    with np.load(run / "quantize" / "inputs.npz") as stored:
+        arrays = dict(stored)
+    np.savez(file, **arrays)
+    assert "this program reads spikeproof-network" in refused("deploy", "--out", run)
+
+
+def test_weights_of_another_architecture_or_with_nan_are_refused(run: Path) -> None:
+    said = refused("quantize", "--out", run, "--set", "network.architecture=20-10")
+    assert "has shape [16, 64], the network needs [20, 64]" in said
+    file = run / "train" / "weights.safetensors"
+    weights = safetensors.numpy.load_file(file)
+    next(iter(weights.values())).flat[0] = np.nan
+    safetensors.numpy.save_file(weights, file)
+    assert "NaN" in refused("quantize", "--out", run, "--set", "network.architecture=16-10")
+    file.write_bytes(b"x" * 100)
+    assert "cannot be read as a safetensors file" in refused("quantize", "--out", run)
+
+
+def test_help_is_there_for_every_command() -> None:
+    overview = pipeline("--help")
+    assert overview.returncode == 0
+    for command in ("run", "train", "quantize", "deploy", "verify", "report"):
+        assert command in overview.stdout
+        assert pipeline(command, "--help").returncode == 0
+    assert pipeline("trian").returncode == 2
