@@ -90,8 +90,7 @@ def run(
     python: Python = None,
 ) -> int:
     """All stages, one after the other. A run that was stopped goes on where it was. This is the default command."""
-    chosen, folder = _open(out, config, settings, lanes, target, python)
-    stages.check(chosen)
+    chosen, folder = _open(out, config, settings, lanes, target, python, on_lava=True)
     work = (stages.train, stages.quantize, stages.deploy, stages.verify, stages.report)
     did_something = [_stage(stage, chosen, folder) for stage in work]
     if not any(did_something):
@@ -125,7 +124,7 @@ def deploy(
     python: Python = None,
 ) -> int:
     """Run the integers on the held-out samples: on the reference, the engine and Lava's simulator. Needs no torch."""
-    chosen, folder = _open(out, config, settings, lanes, target, python)
+    chosen, folder = _open(out, config, settings, lanes, target, python, on_lava=True)
     _stage(stages.deploy, chosen, folder)
     return EXIT_EQUAL
 
@@ -167,16 +166,19 @@ def _open(
     lanes: int | None = None,
     target: str | None = None,
     python: str | None = None,
+    on_lava: bool = False,
 ) -> tuple[Config, RunFolder]:
-    """The configuration and the run folder; the configuration is written into the folder."""
+    """The configuration and the run folder; a configuration that can be run is written into the folder."""
     stored = out / "config.toml"
     flags = {"lanes": lanes, "target": target, "python": python}
     given = [f"deploy.{key}={value}" for key, value in flags.items() if value is not None]
     source = config or (stored if stored.is_file() else None)
     chosen = configuration.read(source, [*(settings or []), *given])
-    text = configuration.write(chosen, stages.versions())
-    if not stored.is_file() or stored.read_text(encoding="utf-8") != text:
-        write_text(stored, text)
+    before = configuration.read(stored) if stored.is_file() else None
+    if chosen != before or on_lava:
+        stages.check(chosen, before, on_lava)
+    if chosen != before:
+        write_text(stored, configuration.write(chosen, stages.versions()))
     console.print(f"Configuration: {source or 'the defaults'}; run folder: {out}", highlight=False)
     return chosen, RunFolder(out)
 

@@ -151,6 +151,13 @@ def _weights_overflow(connection: Connection, spikes: np.ndarray) -> np.ndarray:
     return shift(_weighted(connection, spikes, connection.weight.astype(np.int8)), connection.exponent)
 
 
+def _off_the_grid(moved: Callable[[np.ndarray], np.ndarray]) -> Callable[[Connection, np.ndarray], np.ndarray]:
+    def activation(connection: Connection, spikes: np.ndarray) -> np.ndarray:
+        return shift(_weighted(connection, spikes, moved(connection.weight)), connection.exponent)
+
+    return activation
+
+
 def _kernels_flipped(connection: Connection, spikes: np.ndarray) -> np.ndarray:
     weight = connection.weight[..., ::-1, ::-1] if connection.is_conv else connection.weight
     return shift(_weighted(connection, spikes, weight), connection.exponent)
@@ -238,6 +245,16 @@ DEPARTURES: tuple[Departure, ...] = (
     Departure("a negative exponent rounds the sum towards zero instead of down", activation=_shift_truncates),
     Departure("weights are halved to fit 8 bits and the sum is not doubled", activation=_weights_halved),
     Departure("weights overflow 8 bits", activation=_weights_overflow),
+    Departure("weights are off the even grid: each is 1 too high", activation=_off_the_grid(lambda w: w + 1)),
+    Departure("weights are off the even grid: each is 1 too low", activation=_off_the_grid(lambda w: w - 1)),
+    Departure(
+        "weights are off the even grid: each but 0 is 1 too far from 0",
+        activation=_off_the_grid(lambda w: w + np.sign(w)),
+    ),
+    Departure(
+        "weights are off the even grid: each but 0 is 1 too near to 0",
+        activation=_off_the_grid(lambda w: w - np.sign(w)),
+    ),
     Departure("kernels are flipped: convolution instead of cross-correlation", activation=_kernels_flipped),
     Departure("a source is flattened with its channels last", activation=_channels_last),
     Departure("graded input is read as binary", inputs=lambda inputs: np.minimum(inputs, 1)),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from quantize.recording import Recording
     from train.encoding import Encoding
     from train.network import SpikingNetwork
+    from train.trainer import Training
 
 Progress = Callable[[str, int, int, str], None]  # what, done, total, a note
 
@@ -53,13 +54,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check(config: Config) -> None:
-    """Refuse before any work what a later stage would refuse. Raises UserError."""
+def check(config: Config, before: Config | None, on_lava: bool) -> None:
+    """Refuse before any work, and before it is stored, what a stage would refuse later.
+
+    `before` is the configuration that the run had: where data, network and training are as they were, they need no
+    torch to be checked again. `on_lava`: whether a target and an interpreter for Lava are needed now. Raises UserError.
+    """
     from deploy.lava.backend import check_interpreter
 
     options = lava_options(config)
-    if "lava" in config.deploy.backends:
+    if on_lava and "lava" in config.deploy.backends:
         check_interpreter(options)
+    if before is None or replace(config, deploy=before.deploy) != before:
+        _network(config)
+        _training(config)
 
 
 def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
@@ -67,15 +75,15 @@ def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
 
     def work() -> None:
         from train.datasets import load
-        from train.trainer import Training, fit
+        from train.trainer import fit
 
         def show(batch: dict[str, Any]) -> None:
             done = (batch["epoch"] - 1) * batch["batches"] + batch["batch"]
             note = f"epoch {batch['epoch']}/{batch['epochs']}, accuracy {batch['accuracy']:.1%}"
             progress("train", done, batch["epochs"] * batch["batches"], note)
 
-        dataset, training = load(config.data.dataset), Training(**asdict(config.train), seed=config.seed)
-        fit(_network(config), dataset, _encoding(config), training, folder.path / "train", show)
+        dataset, folder_of_stage = load(config.data.dataset), folder.path / "train"
+        fit(_network(config), dataset, _encoding(config), _training(config), folder_of_stage, show)
 
     decides = [config.seed, asdict(config.data), asdict(config.network), asdict(config.train)]
     return folder.step("train", decides, [], [WEIGHTS, METRICS], work)
@@ -250,6 +258,12 @@ def _encoding(config: Config) -> Encoding:
     from train.encoding import Encoding
 
     return Encoding(config.data.encoding, config.data.steps, config.data.bits, config.seed)
+
+
+def _training(config: Config) -> Training:
+    from train.trainer import Training
+
+    return Training(**asdict(config.train), seed=config.seed)
 
 
 def _network(config: Config) -> SpikingNetwork:

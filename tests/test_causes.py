@@ -56,6 +56,14 @@ ROUND = {
 }
 
 
+OFF_THE_GRID = {
+    "up": lambda w: 1,
+    "down": lambda w: -1,
+    "outward": lambda w: (w > 0) - (w < 0),
+    "inward": lambda w: (w < 0) - (w > 0),
+}
+
+
 def wrong_backend(network, inputs, wrong="", rounding="towards zero", rounded="uv", population=None):
     """A backend of its own: scalar loops over Python integers and exact fractions; `wrong` names what it gets wrong."""
     steps, samples, _ = inputs.shape
@@ -82,6 +90,10 @@ def wrong_backend(network, inputs, wrong="", rounding="towards zero", rounded="u
                     total = sum(int(w) * s for w, s in zip(c.weight[i], layer, strict=True))
                     if wrong == "halved":
                         total = sum(int(w) // 2 * s for w, s in zip(c.weight[i], layer, strict=True))
+                    elif wrong in OFF_THE_GRID:
+                        total = sum(
+                            (int(w) + OFF_THE_GRID[wrong](int(w))) * s for w, s in zip(c.weight[i], layer, strict=True)
+                        )
                     elif wrong == "int8":
                         total = sum(((int(w) + 128) % 256 - 128) * s for w, s in zip(c.weight[i], layer, strict=True))
                     if wrong == "shift truncates":
@@ -172,6 +184,10 @@ def test_unchanged_contract_run_equals_the_reference():
         ("clears u", {}, "u is cleared too when a neuron fires"),
         ("halved", {}, "weights are halved to fit 8 bits and the sum is not doubled"),
         ("int8", {"weight_max": 100}, "weights overflow 8 bits"),
+        ("up", {}, "weights are off the even grid: each is 1 too high"),
+        ("down", {}, "weights are off the even grid: each is 1 too low"),
+        ("outward", {}, "weights are off the even grid: each but 0 is 1 too far from 0"),
+        ("inward", {}, "weights are off the even grid: each but 0 is 1 too near to 0"),
         ("shift truncates", {"exponent": -3}, "a negative exponent rounds the sum towards zero instead of down"),
         (
             "v wraps",

@@ -157,7 +157,7 @@ def test_an_exception_in_a_model_ends_the_run_at_once_with_its_traceback(
     network, inputs = small()
     failing = wrapped(at_third_step("raise ValueError('out of spikes')"))
     started = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"(?s)at step 1 of 32.*run_spk.*ValueError: out of spikes"):
+    with pytest.raises(UserError, match=r"(?s)at step 1 of 32.*run_spk.*ValueError: out of spikes"):
         backend.run(network, inputs, options=LavaOptions(python=failing), progress=traces.look)
     assert time.monotonic() - started < 60
     traces.assert_gone()
@@ -166,7 +166,7 @@ def test_an_exception_in_a_model_ends_the_run_at_once_with_its_traceback(
 def test_a_process_that_dies_ends_the_run(wrapped: Callable[[str], str], traces: Traces) -> None:
     network, inputs = small()
     dying = wrapped(at_third_step("os._exit(7)").replace("def run_spk", "import os\ndef run_spk"))
-    with pytest.raises(RuntimeError, match="ended with exit code 7"):
+    with pytest.raises(UserError, match="ended with exit code 7"):
         backend.run(network, inputs, options=LavaOptions(python=dying), progress=traces.look)
     traces.assert_gone()
 

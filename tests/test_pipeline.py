@@ -203,6 +203,8 @@ def test_ctrl_c_ends_in_one_sentence(tmp_path: Path) -> None:
         (("--set", "network.architecture=64-X0-10"), "at character 4"),
         (("--set", "network.beta=1.5"), "beta = 1.5"),
         (("--set", "deploy.lanes=0"), "lanes is 0"),
+        (("--set", "deploy.convolution=conf"), "did you mean 'Conv'?"),
+        (("--set", "train.epochs=0"), "epochs = 0"),
         (("--lava-target", "loihi9"), "there is no target 'loihi9'"),
         (("--lava-target", "loihi2-hardware"), "closed extension"),
         (("--config", "nowhere.toml"), "nowhere.toml: cannot be read"),
@@ -212,7 +214,13 @@ def test_wrong_input_is_refused_in_one_sentence_before_any_work(
     tmp_path: Path, arguments: tuple[str, ...], says: str
 ) -> None:
     assert says in refused("--out", tmp_path / "run", *QUICK[:4], *arguments)
-    assert not (tmp_path / "run" / "train").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_input_leaves_the_configuration_of_a_run_alone(run: Path) -> None:
+    before = (run / "config.toml").read_bytes()
+    refused("deploy", "--out", run, "--set", "network.architecture=64-X0-10")
+    assert (run / "config.toml").read_bytes() == before
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -61,6 +61,10 @@ class LavaOptions:
             raise UserError(f"lava: there is no target '{self.target}'; {nearest(self.target, SIMULATORS + HARDWARE)}")
         if self.lanes < 1:
             raise UserError(f"lava: lanes is {self.lanes}; at least 1 sample runs at a time.")
+        if self.convolution not in graph.CONVOLUTIONS:
+            raise UserError(
+                f"lava: there is no convolution '{self.convolution}'; {nearest(self.convolution, graph.CONVOLUTIONS)}"
+            )
         if self.deadline <= 0:
             raise UserError(f"lava: the deadline is {self.deadline} seconds; it must be above 0.")
 
