@@ -6,6 +6,7 @@ NumPy alone reads it: `stored = np.load(path); json.loads(stored["header"].tobyt
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,10 @@ def write(path: Path, header: Header, arrays: Arrays) -> None:
     """Write header and arrays whole. `header` holds "format" and "version", by which `read` knows the file."""
     sealed = header | {"sha256": content_hash(header, arrays)}
     stored: dict[str, Any] = {"header": np.frombuffer(json.dumps(sealed).encode(), np.uint8), **arrays}
-    with whole_file(path) as beside, open(beside, "wb") as file:
-        np.savez_compressed(file, **stored)
+    packed = io.BytesIO()  # a zip writer on a full disk would fail a second time, when it is closed
+    np.savez_compressed(packed, **stored)
+    with whole_file(path) as beside:
+        beside.write_bytes(packed.getbuffer())
 
 
 def read(path: Path, kind: str, version: int, written_by: str) -> tuple[Header, Arrays]:

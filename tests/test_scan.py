@@ -37,9 +37,9 @@ def step_by_step(current, bias, *, alpha, beta, threshold, reset, floor, surroga
         v = beta * v + u
         if bias is not None:
             v = v + bias
+        s = Spike.apply(v - threshold, surrogate, width)
         if floor:
             v = torch.relu(v)
-        s = Spike.apply(v - threshold, surrogate, width)
         v = v * (1 - s) if reset == "hard" else v - threshold * s
         spikes.append(s)
     return torch.stack(spikes)

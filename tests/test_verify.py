@@ -151,11 +151,13 @@ def test_order_that_forgets_a_population_is_refused():
 
 @pytest.fixture
 def case():
-    """One neuron that meets its threshold exactly at step 1 of both samples: 32 a step, and 64 to exceed."""
-    population = Population("output", (1,), *(np.array(value) for value in (4095, 0, 64, 0)))
-    network = IntegerNetwork((1,), (population,), (Connection("input", "output", [[32]]),), "output")
-    inputs = np.ones((6, 2, 1), np.uint8)
-    firing = np.array([0, 1, 0, 1, 0, 1], np.uint8).reshape(6, 1, 1).repeat(2, axis=1)
+    """One neuron meets its threshold exactly at step 1 of both samples: 32 a step, and 64 to exceed. The other gets 62,
+    and would exceed 64 at once if its four weights were off by one."""
+    population = Population("output", (2,), *(np.array(value) for value in (4095, 0, 64, 0)))
+    weight = [[32, 0, 0, 0], [16, 16, 16, 14]]
+    network = IntegerNetwork((4,), (population,), (Connection("input", "output", weight),), "output")
+    inputs = np.ones((6, 2, 4), np.uint8)
+    firing = np.array([0, 1, 0, 1, 0, 1], np.uint8).reshape(6, 1, 1).repeat(2, axis=1).repeat(2, axis=2)
     truth = reference.run(network, inputs)
     return network, inputs, truth, replace(truth, backend="lava", spikes={"output": firing})
 
@@ -165,7 +167,7 @@ def test_explained_divergence_reads_as_a_sentence(case):
     comparison = verify.compare(truth, lava, network.order)
     explained = verify.explain(network, inputs, comparison, truth, lava, lambda backend, alone: None)
     assert verify.describe(explained) == (
-        "reference and lava differ: 6 of 12 spikes; first at sample 0, population output, step 1, neuron (0,), "
+        "reference and lava differ: 6 of 24 spikes; first at sample 0, population output, step 1, neuron (0,), "
         "in spikes: reference does not fire, lava fires; by the contract v reaches 4,096, the threshold is 4,096; "
         "cause: threshold is compared with >= instead of >."
     )
@@ -181,11 +183,14 @@ def test_states_come_from_a_second_run_of_the_one_sample(case):
             return replace(lava, spikes={"output": lava.spikes["output"][:, :1]}, u=given["u"], v=given["v"])
         return reference.run(network, alone, states=1)
 
-    drive = np.full((6, 1, 1), 32 * 64, np.int32)
-    given = {"u": {"output": drive}, "v": {"output": np.array([2048, 0] * 3, np.int32).reshape(6, 1, 1)}}
+    drive = np.array([32 * 64, 62 * 64], np.int32)
+    given = {
+        "u": {"output": np.tile(drive, (6, 1, 1))},
+        "v": {"output": np.array([drive, [0, 0]] * 3, np.int32).reshape(6, 1, 2)},
+    }
     comparison = verify.compare(truth, lava, network.order)
     found = verify.explain(network, inputs, comparison, truth, lava, rerun).first_divergence
-    assert asked == [("reference", (6, 1, 1)), ("lava", (6, 1, 1))]
+    assert asked == [("reference", (6, 1, 4)), ("lava", (6, 1, 4))]
     assert found.a == {"spike": 0, "u": 2048, "v": 4096, "u_before": 2048, "v_before": 2048}
     assert found.b == {"spike": 1, "u": 2048, "v": 0, "u_before": 2048, "v_before": 2048}
     assert found.cause == "threshold is compared with >= instead of >"

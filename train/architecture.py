@@ -46,6 +46,7 @@ def build(
     reader = _Reader(notation)
     shape: Shape = tuple(input_shape)
     layers: list[nn.Module] = []
+    spread = 1.0
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for token in reader.tokens():
@@ -54,14 +55,19 @@ def build(
             groups = token.options.get("groups", 1)
             if token.kind == "C" and (shape[0] % groups or token.number % groups):
                 reader.fail(f"groups that divide both {shape[0]} and {token.number} channels", token.at)
-            for part in _parts(token, shape, neuron):
+            # The mean of k^2 spikes varies k times less than one of them, their sum k times more.
+            if token.kind in ("AP", "SP"):
+                spread *= token.number if token.kind == "AP" else 1 / token.number
+            for part in _parts(token, shape, neuron, spread):
                 layers.append(part)
                 if not isinstance(part, LIF):
                     shape = shape_after(token.text, part, shape)
+            if token.kind not in ("AP", "SP"):
+                spread = 1.0
     return SpikingNetwork(input_shape, layers, payload_bits)
 
 
-def _parts(token: _Token, shape: Shape, neuron: Callable[[], LIF]) -> list[nn.Module]:
+def _parts(token: _Token, shape: Shape, neuron: Callable[[], LIF], spread: float) -> list[nn.Module]:
     if token.kind == "AP":
         return [nn.AvgPool2d(token.number)]
     if token.kind == "SP":
@@ -70,16 +76,19 @@ def _parts(token: _Token, shape: Shape, neuron: Callable[[], LIF]) -> list[nn.Mo
     if token.kind == "C":
         options = {"padding": token.kernel // 2, **token.options}
         conv = nn.Conv2d(shape[0], token.number, token.kernel, **options)  # type: ignore[arg-type]
-        return [_started(conv, spiking), spiking]
+        return [_started(conv, spiking, spread), spiking]
     flatten = [nn.Flatten()] if len(shape) > 1 else []
-    return [*flatten, _started(nn.Linear(torch.Size(shape).numel(), token.number), spiking), spiking]
+    return [*flatten, _started(nn.Linear(torch.Size(shape).numel(), token.number), spiking, spread), spiking]
 
 
-def _started(synapse: nn.Linear | nn.Conv2d, neuron: LIF) -> nn.Module:
-    """Kaiming's normal weights in units of the threshold, so that neurons spike from the first epoch on; no bias."""
+def _started(synapse: nn.Linear | nn.Conv2d, neuron: LIF, spread: float) -> nn.Module:
+    """Kaiming's normal weights in units of the threshold, so that neurons spike from the first epoch on; no bias.
+
+    `spread` makes up for pooling in front: without it, currents behind an average are too even to reach the threshold.
+    """
     nn.init.kaiming_normal_(synapse.weight)
     with torch.no_grad():
-        synapse.weight.mul_(neuron.threshold)
+        synapse.weight.mul_(neuron.threshold * spread)
     assert synapse.bias is not None
     nn.init.zeros_(synapse.bias)
     return synapse

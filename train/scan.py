@@ -54,13 +54,14 @@ def lif_scan(
 
         u = alpha * u + current[t]                the bias does not pass through u
         v = beta * v + u + bias
-        v = max(v, 0)                             only with `floor`
         s = v > threshold                         strictly
+        v = max(v, 0)                             only with `floor`; it decides no spike, thresholds being above 0
         v = 0 where s (hard), v - threshold * s (soft)
 
     Backward takes h = surrogate(v - threshold, width) for ds/dv, v being the membrane before the reset, and follows the
     reset too (Yang, arXiv 2011.09964): dv[t+1]/dv[t] = beta * ((1 - s) - v * h) for hard reset,
-    beta * (1 - threshold * h) for soft. Where the floor holds the membrane at 0 nothing flows back.
+    beta * (1 - threshold * h) for soft. Where the floor holds the membrane, h is still that of v below it, so that a
+    neuron which never gets above 0 can learn to.
     """
     neuron = _Neuron(alpha, beta, threshold, reset == "hard", floor)
     return _Scan.apply(current, bias, neuron, surrogate, width)
@@ -93,16 +94,16 @@ class _Scan(torch.autograd.Function):
 
 
 def plain_forward(current: Tensor, bias: Tensor, neuron: _Neuron) -> tuple[Tensor, Tensor]:
-    """Spikes and membranes before the reset, both [T, M], of current [T, M] and bias [M]. Any device, any dtype."""
+    """Spikes, and membranes before floor and reset, [T, M] each, of current [T, M] and bias [M]; on any device."""
     spikes, membranes = torch.empty_like(current), torch.empty_like(current)
     u = v = torch.zeros_like(bias)
     for t, arriving in enumerate(current):
         u = neuron.alpha * u + arriving
         v = neuron.beta * v + u + bias
-        if neuron.floor:
-            v = v.clamp(min=0)
         fired = v > neuron.threshold
         spikes[t], membranes[t] = fired, v
+        if neuron.floor:
+            v = v.clamp(min=0)
         v = torch.where(fired, 0.0 if neuron.hard else v - neuron.threshold, v)
     return spikes, membranes
 
@@ -113,11 +114,12 @@ def plain_backward(grad_spikes: Tensor, membrane: Tensor, slope: Tensor, neuron:
     grad_u = grad_v = grad_bias = torch.zeros_like(membrane[0])
     for t in reversed(range(len(membrane))):
         after_reset = neuron.beta * grad_v
-        grad_s = grad_spikes[t] - after_reset * (membrane[t] if neuron.hard else neuron.threshold)
+        floored = membrane[t].clamp(min=0) if neuron.floor else membrane[t]
+        grad_s = grad_spikes[t] - after_reset * (floored if neuron.hard else neuron.threshold)
         kept = after_reset * (membrane[t] <= neuron.threshold) if neuron.hard else after_reset
-        grad_v = kept + grad_s * slope[t]
         if neuron.floor:
-            grad_v = grad_v * (membrane[t] > 0)
+            kept = kept * (membrane[t] > 0)
+        grad_v = kept + grad_s * slope[t]
         grad_u = grad_v + neuron.alpha * grad_u
         grad_bias = grad_bias + grad_v
         grad_current[t] = grad_u
@@ -188,13 +190,13 @@ def _forward_kernel(first, last, current, bias, spikes, membranes, alpha, beta, 
                 u[i] = alpha * u[i] + arriving[i]
             for i in range(size):
                 pre[i] = beta * v[i] + u[i] + drive[i]
-            if floor:
-                for i in range(size):
-                    pre[i] = zero if pre[i] < zero else pre[i]
             for i in range(size):
                 fired[i] = one if pre[i] > threshold else zero
             for i in range(size):
                 v[i] = (zero if hard else pre[i] - threshold) if pre[i] > threshold else pre[i]
+            if floor:
+                for i in range(size):
+                    v[i] = zero if v[i] < zero else v[i]
 
 
 @njit(cache=True, nogil=True)
@@ -215,11 +217,10 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
             leaving = grad_current[t, start:stop]
             for i in range(size):
                 after_reset = beta * grad_v[i]
-                kept = zero if hard and pre[i] > threshold else after_reset
-                grad_v[i] = kept + (arriving[i] - after_reset * (pre[i] if hard else threshold)) * h[i]
-            if floor:
-                for i in range(size):
-                    grad_v[i] = zero if pre[i] <= zero else grad_v[i]
+                held = floor and pre[i] <= zero
+                kept = zero if held or (hard and pre[i] > threshold) else after_reset
+                level = zero if held else pre[i]
+                grad_v[i] = kept + (arriving[i] - after_reset * (level if hard else threshold)) * h[i]
             for i in range(size):
                 grad_u[i] = grad_v[i] + alpha * grad_u[i]
             for i in range(size):
