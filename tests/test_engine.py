@@ -32,7 +32,7 @@ def test_engine_equals_reference_on_random_networks(case: Any) -> None:
 
 @pytest.mark.smoke
 @given(networks(cycles=True))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_engine_cut_into_small_batches_equals_reference(case: Any) -> None:
     network, inputs = case
     with pytest.MonkeyPatch.context() as patch:

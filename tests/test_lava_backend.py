@@ -120,7 +120,7 @@ def test_the_simulator_equals_the_reference() -> None:
 @pytest.mark.slow
 @given(networks(), st.sampled_from([1, 3]), st.sampled_from(["Sparse", "Conv"]), st.sampled_from(backend.SIMULATORS))
 @settings(
-    max_examples=12,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     database=None,

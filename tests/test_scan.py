@@ -68,7 +68,6 @@ SHAPES = [
 ]
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(("alpha", "reset", "floor"), MODES)
 @pytest.mark.parametrize(("shape", "bias_shape"), SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -85,6 +84,7 @@ def test_scan_equals_autograd_through_a_step_by_step_neuron(alpha, reset, floor,
         torch.testing.assert_close(gradient, expected, rtol=2e-4 if dtype == torch.float32 else 1e-10, atol=1e-5)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("alpha", "reset", "floor"), MODES)
 @pytest.mark.parametrize("neurons", [1, 37, 1024, 5001])
 def test_fused_kernels_equal_their_plain_twins_bit_for_bit(alpha, reset, floor, neurons):
