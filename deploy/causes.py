@@ -23,6 +23,7 @@ from quantize.arithmetic import (
     conv_sum,
     dense_sum,
     lif_step,
+    readout_current,
     shift,
     truncate_toward_zero,
 )
@@ -68,20 +69,24 @@ def run(
     stream = departure.inputs(inputs[:, first : sample + 1]).swapaxes(0, 1).reshape(-1, 1, *network.input_shape)
     steps = lead + len(stream)
     rule_of = {name: departure if only in (None, name) else CONTRACT for name in network.order}
-    spikes = {name: np.zeros((steps, 1, *network[name].shape), np.uint8) for name in network.order}
-    u = {name: np.zeros(trace.shape, np.int64) for name, trace in spikes.items()}
-    v = {name: np.zeros(trace.shape, np.int64) for name, trace in spikes.items()}
-    sources = {INPUT: np.concatenate([np.zeros((lead, *stream.shape[1:]), stream.dtype), stream]), **spikes}
+    emitted = {p.name: np.zeros((steps, 1, *p.shape), np.uint8 if p.spiking else np.int32) for p in network.populations}
+    u = {p.name: np.zeros((steps, 1, *p.shape), np.int64) for p in network.populations if p.spiking}
+    v = {name: np.zeros(trace.shape, np.int64) for name, trace in u.items()}
+    sources = {INPUT: np.concatenate([np.zeros((lead, *stream.shape[1:]), stream.dtype), stream]), **emitted}
     for t in range(steps):
         for name, rule in rule_of.items():
             if t < lead - (network.depth[name] if rule.early else 0):
                 continue
-            total = np.zeros(v[name].shape[1:], np.int64)
+            population = network[name]
+            total = np.zeros((1, *population.shape), np.int64)
             for connection in network.into(name):
                 delay = connection.delay + (rule.extra_delay if connection.delay else 0)
                 if t >= delay:
                     total += rule.activation(connection, sources[connection.source][t - delay])
-            u[name][t], v[name][t], spikes[name][t] = _step(rule, network[name], u[name][t - 1], v[name][t - 1], total)
+            if not population.spiking:
+                emitted[name][t] = readout_current(total, _terms(population, **rule.neuron(population))["bias"])
+                continue
+            u[name][t], v[name][t], emitted[name][t] = _step(rule, population, u[name][t - 1], v[name][t - 1], total)
     recorded = {
         name: slice(steps - window - lag, steps - lag)
         for name, rule in rule_of.items()
@@ -91,9 +96,9 @@ def run(
         departure.text,
         network.hash,
         hash_of(inputs[:, sample : sample + 1]),
-        {name: spikes[name][rows] for name, rows in recorded.items()},
-        {name: u[name][rows].astype(np.int32) for name, rows in recorded.items()},
-        {name: v[name][rows].astype(np.int32) for name, rows in recorded.items()},
+        {name: trace[recorded[name]] for name, trace in emitted.items()},
+        {name: trace[recorded[name]].astype(np.int32) for name, trace in u.items()},
+        {name: trace[recorded[name]].astype(np.int32) for name, trace in v.items()},
     )
 
 

@@ -81,8 +81,8 @@ def numbers(data: ReportData) -> dict[str, Any]:
         )
     divergences = [c.first_divergence for c in data.comparisons if c.first_divergence]
     sample = divergences[0].sample if divergences else 0
-    shown = network.order if len(network.order) <= SHOWN_POPULATIONS else network.order[: SHOWN_POPULATIONS - 1]
-    shown = tuple(dict.fromkeys((*shown, network.output)))
+    firing = [name for name in network.order if network[name].spiking]
+    shown = firing if len(firing) <= SHOWN_POPULATIONS else [*firing[: SHOWN_POPULATIONS - 1], firing[-1]]
     confusion = _confusion(data, anchor)
     page = {
         "format": FORMAT,
@@ -113,6 +113,7 @@ def numbers(data: ReportData) -> dict[str, Any]:
                 if p.name in recording.spikes
             }
             for p in network.populations
+            if p.spiking
         ],
         "rasters": {
             "sample": sample,
@@ -210,8 +211,8 @@ def _traces(
 ) -> list[dict[str, Any]]:
     """Two neurons of each shown population, the one that fires most and a middling one, in a sample with states."""
     integer = [recordings[anchor], *(r for name, r in recordings.items() if name != FLOAT)]
-    recording = next((r for r in integer if _has_states(r, shown[0], 0)), None)
-    if recording is None:
+    recording = next((r for r in integer if all(_has_states(r, name, 0) for name in shown)), None)
+    if recording is None or not shown:
         return []
     sample = sample if _has_states(recording, shown[0], sample) else 0
     chosen = []

@@ -6,6 +6,7 @@ recorded them. `explain` finds the cause of the first divergence by changing one
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -29,9 +30,9 @@ Side = dict[str, int | None]
 class Divergence:
     """The first place where two recordings differ; steps are layer time, `neuron` an index into the population's shape.
 
-    `a` and `b` hold each side's spike, u and v (after the reset) there, u_before and v_before of the step before; None
-    where unknown. Once explained, `threshold` and `voltage` (v before the reset, by the contract) are known, in state
-    units, and `cause`, unless it is empty.
+    quantity: "spikes", "u", "v", or "current" of a readout. `a` and `b` hold each side's spike (or current), u and v
+    (after the reset) there, u_before and v_before of the step before; None where unknown. Once explained, `threshold`
+    and `voltage` (v before the reset, by the contract) are known, in state units, and `cause`, unless it is empty.
     """
 
     sample: int
@@ -48,7 +49,10 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared, by backend name, and what differs; counts are cells: neuron x step x sample (x u and v)."""
+    """What was compared, by backend name, and what differs; counts are cells: neuron x step x sample (x u and v).
+
+    The currents of readouts count among the states.
+    """
 
     a: str
     b: str
@@ -91,7 +95,7 @@ def compare(a: Recording, b: Recording, order: Sequence[str] = ()) -> Comparison
         raise UserError(
             f"compare: the order names {sorted(names)}, the recordings hold {sorted(a.spikes)}; name those."
         )
-    compared, different = dict.fromkeys(QUANTITIES, 0), dict.fromkeys(QUANTITIES, 0)
+    compared, different = Counter[str](), Counter[str]()
     firsts = []
     for place, name in enumerate(names):
         for rank, quantity in enumerate(QUANTITIES):
@@ -101,17 +105,18 @@ def compare(a: Recording, b: Recording, order: Sequence[str] = ()) -> Comparison
             shared = min(ours.shape[1], theirs.shape[1])
             differs = ours[:, :shared] != theirs[:, :shared]
             count = int(np.count_nonzero(differs))
-            compared[quantity] += differs.size
-            different[quantity] += count
+            kind = _emission(a, name) if quantity == "spikes" else quantity
+            compared[kind] += differs.size
+            different[kind] += count
             if count:
                 by_sample = differs.swapaxes(0, 1)
                 sample, step, *neuron = map(int, np.unravel_index(by_sample.argmax(), by_sample.shape))
-                firsts.append((sample, step, place, rank, tuple(neuron)))
+                firsts.append((sample, step, place, rank, tuple(neuron), kind))
     divergence = None
     if firsts:
-        first_sample, first_step, place, rank, index = min(firsts)
+        first_sample, first_step, place, _, index, kind = min(firsts)
         at = (first_sample, names[place], first_step, index)
-        divergence = Divergence(*at, QUANTITIES[rank], _side(a, *at), _side(b, *at))
+        divergence = Divergence(*at, kind, _side(a, *at), _side(b, *at))
     return Comparison(
         a.backend,
         b.backend,
@@ -120,8 +125,8 @@ def compare(a: Recording, b: Recording, order: Sequence[str] = ()) -> Comparison
         names,
         compared["spikes"],
         different["spikes"],
-        compared["u"] + compared["v"],
-        different["u"] + different["v"],
+        compared.total() - compared["spikes"],
+        different.total() - different["spikes"],
         divergence,
     )
 
@@ -148,18 +153,18 @@ def explain(
         for side, other in (sides, sides[::-1])
         if not _reproduces(truth, side)
     ]
-    population = network[name]
-    before = truth.v[name][step - 1] if step else np.zeros_like(truth.v[name][0])
-    voltage = causes.voltage_before_reset(population, truth.u[name][step], before)
-    threshold = np.broadcast_to(population.threshold_mant, population.shape)[neuron]
     completed = replace(
         divergence,
         a=_side(sides[0], 0, name, step, neuron),
         b=_side(sides[1], 0, name, step, neuron),
-        threshold=int(threshold) << STATE_SHIFT,
-        voltage=int(voltage[(0, *neuron)]),
         cause="; ".join(text for text in found if text),
     )
+    population = network[name]
+    if population.spiking:
+        before = truth.v[name][step - 1] if step else np.zeros_like(truth.v[name][0])
+        voltage = causes.voltage_before_reset(population, truth.u[name][step], before)
+        threshold = np.broadcast_to(population.threshold_mant, population.shape)[neuron]
+        completed = replace(completed, threshold=int(threshold) << STATE_SHIFT, voltage=int(voltage[(0, *neuron)]))
     return replace(comparison, first_divergence=completed)
 
 
@@ -174,11 +179,15 @@ def describe(comparison: Comparison) -> str:
     text = (
         f"{c.a} and {c.b} differ: {counts}; first at sample {where.sample}, population {where.population}, "
         f"step {where.step}, neuron {where.neuron}, in {where.quantity}: "
-        f"{c.a} {_state_words(where.a)}, {c.b} {_state_words(where.b)}"
+        f"{c.a} {_state_words(where.a, where.quantity)}, {c.b} {_state_words(where.b, where.quantity)}"
     )
     if where.voltage is not None:
         text += f"; by the contract v reaches {where.voltage:,}, the threshold is {where.threshold:,}"
     return f"{text}; cause: {where.cause or 'unknown'}."
+
+
+def _emission(recording: Recording, name: str) -> str:
+    return "spikes" if name in recording.spiking else "current"
 
 
 def _check_alike(a: Recording, b: Recording) -> None:
@@ -216,7 +225,7 @@ def _one_sample(recording: Recording, sample: int) -> Recording:
 
 def _with_states(side: Recording, inputs: np.ndarray, rerun: Rerun) -> Recording:
     """The side with u and v from a second run, unless it has them, or that run, alone, does not repeat its spikes."""
-    if side.u.keys() >= side.spikes.keys() and side.v.keys() >= side.spikes.keys():
+    if side.u.keys() >= set(side.spiking) and side.v.keys() >= set(side.spiking):
         return side
     again = rerun(side.backend, inputs)
     if again is None or any(not np.array_equal(again.spikes[name], side.spikes[name]) for name in side.spikes):
@@ -265,8 +274,10 @@ def _side(recording: Recording, sample: int, population: str, step: int, neuron:
     }
 
 
-def _state_words(side: Side) -> str:
-    """'fires (u 812, v 0, before u 90, v 64,001)'; unknown values are left out."""
+def _state_words(side: Side, quantity: str) -> str:
+    """'fires (u 812, v 0, before u 90, v 64,001)'; unknown values are left out. A readout 'reads 812'."""
+    if quantity == "current":
+        return f"reads {side['spike']:,}"
     words = "fires" if side["spike"] else "does not fire"
     now = [f"{name} {side[name]:,}" for name in ("u", "v") if side[name] is not None]
     before = [f"{name} {side[f'{name}_before']:,}" for name in ("u", "v") if side[f"{name}_before"] is not None]

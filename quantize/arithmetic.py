@@ -99,6 +99,11 @@ def lif_step(
     return u, v, spikes
 
 
+def readout_current(activation: np.ndarray, bias: np.ndarray | int) -> np.ndarray:
+    """What a readout without neurons yields in a step, int64 in state units: 64 a + bias, nothing kept."""
+    return (np.asarray(activation, np.int64) << STATE_SHIFT) + np.int64(bias)
+
+
 def shift(accumulated: np.ndarray, exponent: int) -> np.ndarray:
     """accumulated * 2^exponent; a negative exponent shifts the SUM right, towards minus infinity (as `weight_exp`)."""
     return accumulated << exponent if exponent >= 0 else accumulated >> -exponent

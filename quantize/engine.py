@@ -14,9 +14,17 @@ import numpy as np
 from numba import njit
 from numpy.lib.stride_tricks import sliding_window_view
 
-from quantize.arithmetic import CURRENT_DECAY_OFFSET, DECAY_BITS, DECAY_UNITY, STATE_LIMIT, STATE_SHIFT, shift
+from quantize.arithmetic import (
+    CURRENT_DECAY_OFFSET,
+    DECAY_BITS,
+    DECAY_UNITY,
+    STATE_LIMIT,
+    STATE_SHIFT,
+    readout_current,
+    shift,
+)
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
-from quantize.recording import Recording, hash_of
+from quantize.recording import Recording, Traces, hash_of
 
 FLOAT32_EXACT = 1 << 24
 WORKSPACE = 1 << 26  # bytes that one layer's float input may take; larger batches are cut
@@ -34,7 +42,9 @@ def run(network: IntegerNetwork, inputs: np.ndarray, states: int = 0) -> Recordi
     states = min(states, samples)
     products = {id(connection): _product(network, connection) for connection in network.connections}
     flat = inputs.reshape(steps, samples, -1)
-    spikes = {p.name: np.empty((steps, samples, p.size), np.uint8) for p in network.populations}
+    emitted = {
+        p.name: np.empty((steps, samples, p.size), np.uint8 if p.spiking else np.int32) for p in network.populations
+    }
     u = {p.name: np.empty((steps, states, p.size), np.int32) for p in network.populations}
     v = {p.name: np.empty((steps, states, p.size), np.int32) for p in network.populations}
     widest = max(_columns(network, connection) for connection in network.connections)
@@ -42,10 +52,10 @@ def run(network: IntegerNetwork, inputs: np.ndarray, states: int = 0) -> Recordi
     for first in range(0, samples, chunk):
         part = slice(first, first + chunk)
         layers = {
-            p.name: _Layer(network, p, spikes[p.name][:, part], u[p.name][:, part], v[p.name][:, part])
+            p.name: _Layer(network, p, emitted[p.name][:, part], u[p.name][:, part], v[p.name][:, part])
             for p in network.populations
         }
-        sources = {INPUT: flat[:, part]} | {name: layer.spikes for name, layer in layers.items()}
+        sources = {INPUT: flat[:, part]} | {name: layer.emitted for name, layer in layers.items()}
         for names in _components(network):
             in_cycle = len(names) > 1 or any(c.source == c.target for c in network.into(names[0]))
             windows = [slice(t, t + 1) for t in range(steps)] if in_cycle else [slice(0, steps)]
@@ -53,23 +63,25 @@ def run(network: IntegerNetwork, inputs: np.ndarray, states: int = 0) -> Recordi
                 for name in names:
                     layers[name].advance(window, sources, products)
 
-    def shaped(traces: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: trace.reshape(*trace.shape[:2], *network[name].shape) for name, trace in traces.items()}
+    def shaped(traces: Traces, names: list[str]) -> Traces:
+        return {name: traces[name].reshape(*traces[name].shape[:2], *network[name].shape) for name in names}
 
-    traces = {"u": shaped(u), "v": shaped(v)} if states else {}
-    return Recording("engine", network.hash, hash_of(inputs), shaped(spikes), **traces)
+    spiking = [p.name for p in network.populations if p.spiking]
+    traces = {"u": shaped(u, spiking), "v": shaped(v, spiking)} if states else {}
+    return Recording("engine", network.hash, hash_of(inputs), shaped(emitted, list(emitted)), **traces)
 
 
 class _Layer:
-    """A population's running state over one batch, and the places [T, B, N] where its spikes and traces go."""
+    """A population's running state over one batch, and the places [T, B, N] where what it emits and its traces go."""
 
     def __init__(
-        self, network: IntegerNetwork, population: Population, spikes: np.ndarray, u: np.ndarray, v: np.ndarray
+        self, network: IntegerNetwork, population: Population, emitted: np.ndarray, u: np.ndarray, v: np.ndarray
     ) -> None:
-        self.spikes = spikes
+        self.emitted = emitted
+        self._population = population
         self._traces = (u, v)
         self._into = network.into(population.name)
-        self._state = np.zeros((2, *spikes.shape[1:]), np.int32)
+        self._state = np.zeros((2, *emitted.shape[1:]), np.int32)
         self._parameters = tuple(
             np.ascontiguousarray(np.broadcast_to(values, population.shape), np.int64).reshape(-1)
             for values in (
@@ -83,16 +95,19 @@ class _Layer:
 
     def advance(self, window: slice, sources: dict[str, np.ndarray], products: dict[int, Product]) -> None:
         """Run the steps of `window`, which follow the ones run before."""
-        spikes, u, v = self.spikes[window], *(trace[window] for trace in self._traces)
-        activation = np.zeros(spikes.shape, np.int32)
-        steps = len(spikes)
+        emitted, u, v = self.emitted[window], *(trace[window] for trace in self._traces)
+        activation = np.zeros(emitted.shape, np.int32)
+        steps = len(emitted)
         for connection in self._into:
             late = min(max(connection.delay - window.start, 0), steps)  # steps whose source lies before the start
             source = sources[connection.source][window.start + late - connection.delay : window.stop - connection.delay]
             if late < steps:
                 summed = products[id(connection)](source.reshape(-1, source.shape[-1]))
                 activation[late:] += shift(summed, connection.exponent).reshape(activation[late:].shape)
-        _scan(activation, *self._state, *self._parameters, *self._modes, spikes, u, v)
+        if self._population.spiking:
+            _scan(activation, *self._state, *self._parameters, *self._modes, emitted, u, v)
+        else:
+            emitted[:] = readout_current(activation, self._parameters[-1])
 
 
 @njit(cache=True, nogil=True)

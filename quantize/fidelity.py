@@ -22,9 +22,9 @@ def fidelity(
 ) -> dict[str, Any]:
     """Compare the float and the integer run of the same inputs; labels [B] are the classes. All values are JSON's own.
 
-    Per population that both recorded: the share of neuron-steps that differ, firing rates (spikes per neuron and step),
-    their drift (integer minus float) and the van Rossum distance, its time constant in steps, averaged over neurons
-    and samples.
+    Per population with neurons that both recorded: the share of neuron-steps that differ, firing rates (spikes per
+    neuron and step), their drift (integer minus float) and the van Rossum distance, its time constant in steps,
+    averaged over neurons and samples.
     Overall: both accuracies and the share of samples on which the predictions agree.
     Raises UserError where the inputs, shapes or number of labels differ, or the output is missing from one side.
     """
@@ -40,7 +40,7 @@ def fidelity(
                 f"fidelity: {recording.backend} did not record the output '{output}', only {sorted(recording.spikes)}; "
                 "record it too."
             )
-    common = [name for name in theirs if name in ours]
+    common = [name for name in integer_recording.spiking if name in ours]
     for name in common:
         if ours[name].shape != theirs[name].shape:
             raise UserError(

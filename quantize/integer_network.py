@@ -29,7 +29,8 @@ class Population:
     """Neurons of one shape. `decay_u`, `decay_v`, `threshold_mant` and `bias_mant` broadcast to that shape.
 
     Kept shares per step: (4096 - (decay_u + 1)) / 4096 of the current, (4096 - decay_v) / 4096 of the voltage.
-    The bias, `bias_mant << bias_exp`, is in state units, 64 to one unit of activation or threshold.
+    The bias, `bias_mant << bias_exp`, is in state units, 64 to one unit of activation or threshold. With neuron "none"
+    the population is a readout: nothing fires, each step it yields the current `64 a + bias`, which the host sums.
 
     Raises UserError for whatever the chip's registers cannot hold.
     """
@@ -43,6 +44,7 @@ class Population:
     bias_exp: int = 0
     reset: str = "hard"
     floor: bool = False
+    neuron: str = "lif"
 
     def __post_init__(self) -> None:
         what = f"population '{self.name}'"
@@ -65,15 +67,28 @@ class Population:
         _integers(f"{what}: bias_exp", self.bias_exp, 0, rules.BIAS_EXPONENT_MAX)
         if self.reset not in ("hard", "soft"):
             raise UserError(f"{what}: reset is '{self.reset}'; it is 'hard' or 'soft'.")
+        if self.neuron not in ("lif", "none"):
+            raise UserError(f"{what}: neuron is '{self.neuron}'; it is 'lif' or 'none'.")
 
     @property
     def size(self) -> int:
         return int(np.prod(self.shape))
 
     @property
+    def spiking(self) -> bool:
+        return self.neuron != "none"
+
+    @property
     def bias(self) -> np.ndarray:
         """Bias in state units, int64, broadcasting to the shape."""
         return self.bias_mant.astype(np.int64) << self.bias_exp
+
+
+def readout(name: str, shape: tuple[int, ...], bias_mant: np.ndarray | int = 0, bias_exp: int = 0) -> Population:
+    """A population without neurons, read as current."""
+    no_memory = np.asarray(rules.DECAY_UNITY - 1)
+    nothing = np.asarray(0)
+    return Population(name, shape, no_memory, nothing, nothing, np.asarray(bias_mant), bias_exp, neuron="none")
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +193,11 @@ class IntegerNetwork:
                     raise UserError(
                         f"connection {connection.name}: '{end}' is no population it can join; there are {names}."
                     )
+            if connection.source != INPUT and not self[connection.source].spiking:
+                raise UserError(
+                    f"connection {connection.name}: '{connection.source}' is a readout without neurons, nothing can be "
+                    "connected behind it; give it neurons or leave the connection out."
+                )
             got, wanted = connection.output_shape(self.shape_of(connection.source)), self[connection.target].shape
             if got != wanted:
                 raise UserError(
@@ -197,6 +217,11 @@ class IntegerNetwork:
             int(c.row_sums.max()) * self.payload_max(c.source) * 2.0**c.exponent for c in self.into(population.name)
         )
         added = worst * (1 << rules.STATE_SHIFT)
+        if not population.spiking and added + int(np.abs(population.bias).max()) >= 1 << 31:
+            raise UserError(
+                f"population '{population.name}': its current could reach {added:.0f}, beyond 32 bits; lower the "
+                "connections' exponents or the payload bits."
+            )
         lost = (int(population.decay_u.min()) + rules.CURRENT_DECAY_OFFSET) / rules.DECAY_UNITY
         if added > 2 * rules.STATE_LIMIT and added / lost + 2 * rules.STATE_LIMIT >= 1 << 31:
             raise UserError(
@@ -285,7 +310,7 @@ def load(path: Path) -> IntegerNetwork:
 
 
 _POPULATION_ARRAYS = ("decay_u", "decay_v", "threshold_mant", "bias_mant")
-_POPULATION_FIELDS = ("name", "shape", "bias_exp", "reset", "floor")
+_POPULATION_FIELDS = ("name", "shape", "bias_exp", "reset", "floor", "neuron")
 _CONNECTION_FIELDS = ("source", "target", "exponent", "stride", "padding", "dilation", "groups", "delay")
 
 

@@ -20,7 +20,8 @@ TRACES = ("spikes", "u", "v")
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """spikes: uint8 [T, B, *shape] per population. u, v after reset: int32 [T, b, *shape] of the first b <= B samples.
+    """spikes: uint8 [T, B, *shape] per population; of a readout without neurons, its current in state units, int32.
+    u, v after reset: int32 [T, b, *shape] of the first b <= B samples, of populations with neurons.
 
     Steps are layer time: step t of a population has seen step t of the input. `network` and `inputs` are the hashes of
     what was run, `backend` the name of who ran it.
@@ -32,6 +33,11 @@ class Recording:
     spikes: Traces
     u: Traces = field(default_factory=dict)
     v: Traces = field(default_factory=dict)
+
+    @property
+    def spiking(self) -> list[str]:
+        """Names of the populations that fire; the others are readouts."""
+        return [name for name, raster in self.spikes.items() if raster.dtype == np.uint8]
 
     @property
     def steps(self) -> int:
@@ -54,9 +60,10 @@ def hash_of(array: np.ndarray) -> str:
     return hashlib.sha256(f"{array.dtype.str}:{array.shape}".encode() + array.tobytes()).hexdigest()
 
 
-def predictions(spikes: np.ndarray) -> np.ndarray:
-    """Class per sample, int64 [B], from output spikes [T, B, C]: the most spikes win, the lowest class among equals."""
-    return spikes.astype(np.int64).sum(axis=0).argmax(axis=-1)
+def predictions(output: np.ndarray) -> np.ndarray:
+    """Class per sample, int64 [B], of spikes or currents [T, B, C]: the largest sum wins, the lowest among equals."""
+    wide = np.float64 if output.dtype.kind == "f" else np.int64
+    return output.astype(wide).sum(axis=0).argmax(axis=-1)
 
 
 def save(recording: Recording, path: Path) -> None:

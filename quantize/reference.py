@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantize.arithmetic import LOIHI_LIF_V1, Rules, conv_sum, dense_sum, lif_step, shift
+from quantize.arithmetic import LOIHI_LIF_V1, Rules, conv_sum, dense_sum, lif_step, readout_current, shift
 from quantize.integer_network import INPUT, Connection, IntegerNetwork
-from quantize.recording import Recording, hash_of
+from quantize.recording import Recording, Traces, hash_of
 
 
 def activation(connection: Connection, spikes: np.ndarray) -> np.ndarray:
@@ -30,21 +30,28 @@ def run(network: IntegerNetwork, inputs: np.ndarray, states: int = 0, rules: Rul
     inputs = network.check_inputs(inputs)
     steps, samples = inputs.shape[:2]
     states = min(states, samples)
-    spikes = {INPUT: inputs}
-    u, v, u_trace, v_trace = {}, {}, {}, {}
+    emitted = {INPUT: inputs}
+    u, v = {}, {}
+    u_trace: Traces = {}
+    v_trace: Traces = {}
     for population in network.populations:
-        spikes[population.name] = np.zeros((steps, samples, *population.shape), np.uint8)
-        u[population.name] = v[population.name] = np.zeros((samples, *population.shape), np.int64)
-        u_trace[population.name] = np.zeros((steps, states, *population.shape), np.int32)
-        v_trace[population.name] = np.zeros((steps, states, *population.shape), np.int32)
+        name, kind = population.name, np.uint8 if population.spiking else np.int32
+        emitted[name] = np.zeros((steps, samples, *population.shape), kind)
+        if population.spiking:
+            u[name] = v[name] = np.zeros((samples, *population.shape), np.int64)
+            u_trace[name] = np.zeros((steps, states, *population.shape), np.int32)
+            v_trace[name] = np.zeros((steps, states, *population.shape), np.int32)
     for t in range(steps):
         for name in network.order:
             population = network[name]
             total = np.zeros((samples, *population.shape), np.int64)
             for connection in network.into(name):
                 if t >= connection.delay:
-                    total += activation(connection, spikes[connection.source][t - connection.delay])
-            u[name], v[name], spikes[name][t] = lif_step(
+                    total += activation(connection, emitted[connection.source][t - connection.delay])
+            if not population.spiking:
+                emitted[name][t] = readout_current(total, population.bias)
+                continue
+            u[name], v[name], emitted[name][t] = lif_step(
                 u[name],
                 v[name],
                 total,
@@ -57,6 +64,6 @@ def run(network: IntegerNetwork, inputs: np.ndarray, states: int = 0, rules: Rul
                 rules=rules,
             )
             u_trace[name][t], v_trace[name][t] = u[name][:states], v[name][:states]
-    spikes.pop(INPUT)
+    emitted.pop(INPUT)
     traces = {"u": u_trace, "v": v_trace} if states else {}
-    return Recording("reference", network.hash, hash_of(inputs), spikes, **traces)
+    return Recording("reference", network.hash, hash_of(inputs), emitted, **traces)

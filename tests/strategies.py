@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
+from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population, readout
 
 DECAYS = st.one_of(st.sampled_from([0, 1, 2048, 4094, 4095]), st.integers(0, 4095))
 THRESHOLDS = st.one_of(st.integers(0, 2000), st.sampled_from([0, 1, 131070, 131071]), st.integers(0, 131071))
@@ -96,12 +96,13 @@ def _connection(
 
 @st.composite
 def networks(
-    draw: st.DrawFn, stock: bool = False, cycles: bool = False, max_layers: int = 3
+    draw: st.DrawFn, stock: bool = False, cycles: bool = False, readouts: bool = False, max_layers: int = 3
 ) -> tuple[IntegerNetwork, np.ndarray]:
     """A network and inputs uint8 [T, B, *input_shape] for it.
 
     A chain of one to `max_layers` populations, some joined by two parallel connections; with `cycles` also skipping,
-    delayed and recurrent connections. `stock`: only what Lava's own processes can hold.
+    delayed and recurrent connections; with `readouts` the last population may have no neurons. `stock`: only what
+    Lava's own processes can hold.
     """
     payload_bits = draw(st.sampled_from([1, 1, 1, 4]))
     maps = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5))
@@ -132,6 +133,10 @@ def networks(
                 joined.append(dense(INPUT, int(np.prod(input_shape)), draw(st.integers(0, 2))))
         layers.append(draw(populations(name, target_shape, stock, 2048 if forgetful else 0)))
         source, shape = name, target_shape
+    if readouts and draw(st.booleans()):
+        last = layers.pop()
+        layers.append(readout(last.name, last.shape, last.bias_mant, last.bias_exp))
+        joined = [connection for connection in joined if connection.source != last.name]
     network = IntegerNetwork(input_shape, tuple(layers), tuple(joined), source, payload_bits)
     steps, samples = draw(st.sampled_from([12, 5, 2, 1])), draw(st.integers(1, 3))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))

@@ -23,7 +23,7 @@ def assert_equal(a: Recording, b: Recording) -> None:
     assert a.hash == b.hash
 
 
-@given(networks(cycles=True))
+@given(networks(cycles=True, readouts=True))
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_engine_equals_reference_on_random_networks(case: Any) -> None:
     network, inputs = case
@@ -31,7 +31,7 @@ def test_engine_equals_reference_on_random_networks(case: Any) -> None:
 
 
 @pytest.mark.smoke
-@given(networks(cycles=True))
+@given(networks(cycles=True, readouts=True))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_engine_cut_into_small_batches_equals_reference(case: Any) -> None:
     network, inputs = case

@@ -15,7 +15,7 @@ from strategies import networks
 
 from base.errors import UserError
 from quantize import archive, integer_network, recording, reference
-from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
+from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population, readout
 
 PLAIN: dict[str, Any] = {"decay_u": 4095, "decay_v": 400, "threshold_mant": 100, "bias_mant": 0}
 
@@ -35,7 +35,7 @@ def small(**changes: Any) -> IntegerNetwork:
 
 
 @pytest.mark.smoke
-@given(networks(cycles=True))
+@given(networks(cycles=True, readouts=True))
 @settings(max_examples=60)
 def test_a_network_and_its_recording_come_back_from_disk_as_they_were(tmp_path_factory: Any, case: Any) -> None:
     folder = tmp_path_factory.mktemp("saved")
@@ -69,6 +69,7 @@ def test_numpy_alone_reads_the_file(tmp_path: Path) -> None:
         ("decay_v", 0.5, "is of type float64, not integer"),
         ("bias_mant", np.zeros(3, int), "shape (3,) does not broadcast to (2,)"),
         ("reset", "none", "reset is 'none'; it is 'hard' or 'soft'"),
+        ("neuron", "relu", "neuron is 'relu'; it is 'lif' or 'none'"),
     ],
 )
 def test_a_population_refuses_what_no_register_holds(field: str, value: Any, says: str) -> None:
@@ -119,6 +120,21 @@ def test_a_current_that_could_grow_beyond_32_bits_is_refused() -> None:
         wide(100, 3)
     wide(4095, 3)  # without memory it cannot add up
     wide(0, 0)  # and one wrap brings this one back
+
+
+def test_a_readout_yields_its_current_at_every_step_and_feeds_nobody() -> None:
+    weight = np.array([[10, 20, -30], [2, 2, 2]])
+    connection = Connection(INPUT, "a", weight, exponent=1)
+    network = small(populations=(readout("a", (2,), np.array([3, -1]), 2),), connections=(connection,))
+    inputs = np.array([[[1, 1, 0]], [[0, 0, 1]]], np.uint8)
+    ran = reference.run(network, inputs, states=1)
+    expected = np.array([[[60 * 64 + 12, 8 * 64 - 4]], [[-60 * 64 + 12, 4 * 64 - 4]]])
+    assert np.array_equal(ran.spikes["a"], expected)
+    assert (ran.spikes["a"].dtype, ran.u, ran.v, ran.spiking) == (np.int32, {}, {}, [])
+    assert np.array_equal(recording.predictions(ran.spikes["a"]), [1])
+    behind = Connection("a", "b", np.full((1, 2), 2))
+    with pytest.raises(UserError, match="'a' is a readout without neurons"):
+        replace(network, populations=(*network.populations, population("b", (1,))), connections=(connection, behind))
 
 
 def test_parts_that_nobody_reaches_or_that_share_a_name_are_refused() -> None:

@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from base.errors import UserError
 from deploy import report, verify
 from quantize import reference
 from quantize.fidelity import fidelity
-from quantize.integer_network import Connection, IntegerNetwork, Population
+from quantize.integer_network import Connection, IntegerNetwork, Population, readout
 
 HOSTILE = '<script>alert("1")</script> $\\frac{1$ 猫'
 
@@ -231,3 +232,35 @@ def test_reports_without_integer_recordings_or_with_other_labels_are_refused(dif
     with pytest.raises(UserError, match="for 40 recorded samples"):
         report.write(replace(different, labels=np.zeros(3, int)), tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_network_read_as_current_leaves_a_whole_page(layers, tmp_path):
+    """The last layer has no neurons; with one layer nothing fires at all. Its confusion matrix counts the currents."""
+    random = np.random.default_rng(2)
+    hidden = Population("hidden", (10,), *(np.array(value) for value in (4095, 300, 90, 0)))
+    weights = [2 * random.integers(-30, 40, (10, 10)) for _ in range(layers)]
+    chain = [*(("hidden",) if layers == 2 else ()), "output"]
+    connections = [Connection(*pair, w) for pair, w in zip(pairwise(["input", *chain]), weights, strict=True)]
+    network = IntegerNetwork(
+        (10,), (*((hidden,) if layers == 2 else ()), readout("output", (10,), 5)), tuple(connections), "output"
+    )
+    inputs = random.integers(0, 2, (8, 12, 10)).astype(np.uint8)
+    truth = reference.run(network, inputs, states=2)
+    other = {name: trace.copy() for name, trace in truth.spikes.items()}
+    other["output"][3, 1, 4] += 64
+    lava = replace(truth, backend="lava", spikes=other)
+    comparison = verify.compare(truth, lava, network.order)
+    comparison = verify.explain(network, inputs, comparison, truth, lava, lambda *_: None)
+    assert (comparison.spikes_different, comparison.states_different, comparison.equal) == (0, 1, False)
+    assert f"in current: reference reads {truth.spikes['output'][3, 1, 4]:,}, lava reads" in verify.describe(comparison)
+    labels = truth.spikes["output"].sum(axis=0).argmax(axis=-1)
+    floats = replace(truth, backend="float", spikes=truth.spikes | {"output": truth.spikes["output"] / 64.0})
+    measured = fidelity(floats, truth, labels, "output")
+    assert measured["accuracy"] == {"float": 1.0, "integer": 1.0}
+    assert list(measured["populations"]) == (["hidden"] if layers == 2 else [])
+    runs = {"float": floats, "reference": truth, "lava": lava}
+    data = make_data(network=network, labels=labels, recordings=runs, comparisons=[comparison], fidelity=measured)
+    _, twin = written(data, tmp_path)
+    assert np.trace(twin["confusion"]["counts"]) == 12
+    assert [row["population"] for row in twin["rates"]] == list(measured["populations"])

@@ -120,6 +120,12 @@ def check(network: IntegerNetwork, schedule: Schedule, convolution: str) -> None
     """Raises UserError, naming the population or connection, for what Lava cannot run as the contract says."""
     if convolution not in CONVOLUTIONS:
         raise UserError(f"lava: there is no convolution '{convolution}'; {nearest(convolution, CONVOLUTIONS)}")
+    for population in network.populations:
+        if not population.spiking:
+            raise UserError(
+                f"population '{population.name}': a readout without neurons is not supported on Lava; "
+                "give it neurons or run the backend 'engine'."
+            )
     for connection in network.connections:
         what, span = f"connection {connection.name}", _span(network, connection)
         if connection.delay:
