@@ -28,11 +28,13 @@ class Spike(torch.autograd.Function):
         return grad * ctx.shape(distance, ctx.width), None, None
 
 
-def step_by_step(current, bias, *, alpha, beta, threshold, reset, floor, surrogate, width):
+def step_by_step(current, bias, *, alpha, beta, threshold, reset, floor, surrogate, width, recurrent=None):
     """The oracle: one step after the other, differentiated by autograd."""
     u = v = torch.zeros_like(current[0])
     spikes = []
     for arriving in current:
+        if recurrent is not None and spikes:
+            arriving = arriving + spikes[-1] @ recurrent.T
         u = alpha * u + arriving
         v = beta * v + u
         if bias is not None:
@@ -82,6 +84,66 @@ def test_scan_equals_autograd_through_a_step_by_step_neuron(alpha, reset, floor,
     assert torch.equal(spikes, expected_spikes)
     for gradient, expected in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, expected, rtol=2e-4 if dtype == torch.float32 else 1e-10, atol=1e-5)
+
+
+RESETS = list(itertools.product(("hard", "soft"), (False, True)))
+SHARES = [((), (6,)), ((6,), ()), ((6,), (6,)), ((2, 1, 1), (2, 3, 1))]
+
+
+@pytest.mark.parametrize(("reset", "floor"), RESETS)
+@pytest.mark.parametrize(("alpha_shape", "beta_shape"), SHARES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_decays_and_recurrent_weights_get_the_gradient_of_autograd(reset, floor, alpha_shape, beta_shape, dtype):
+    recurrence = len(alpha_shape) < 3
+    shape = (2, 3, 2) if len(alpha_shape) == 3 else (6,)
+    generator = torch.Generator().manual_seed(len(alpha_shape) + 2 * len(beta_shape))
+    current, bias, weights = random_case(11, (8, 3, *shape), shape, dtype)
+    leaves = [current, bias]
+    leaves += [0.2 + 0.7 * torch.rand(s, generator=generator, dtype=dtype) for s in (alpha_shape, beta_shape)]
+    leaves += [torch.randn(6, 6, generator=generator, dtype=dtype) * 0.4] * recurrence
+    constants = {"threshold": 0.7, "reset": reset, "floor": floor, "surrogate": surrogate("arctan"), "width": 1.3}
+
+    def run(scan):
+        own = [leaf.clone().requires_grad_() for leaf in leaves]
+        recurrent = own[4] if recurrence else None
+        spikes = scan(own[0], own[1], alpha=own[2], beta=own[3], recurrent=recurrent, **constants)
+        return spikes.detach(), torch.autograd.grad((spikes * weights).sum(), own)
+
+    spikes, gradients = run(lif_scan)
+    expected_spikes, expected_gradients = run(step_by_step)
+    assert 0 < spikes.mean() < 1
+    assert torch.equal(spikes, expected_spikes)
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=2e-4 if dtype == torch.float32 else 1e-9, atol=2e-5)
+
+
+@pytest.mark.parametrize(("reset", "floor"), RESETS)
+def test_fused_kernels_equal_their_twins_with_decays_of_every_neuron(reset, floor):
+    alpha, beta = torch.rand(2, 1500, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
+    neuron = _Neuron(alpha, beta, 0.9, reset == "hard", floor)
+    current, bias, grad = random_case(4, (12, 1500), (1500,), torch.float32)
+    spikes, membrane = fused_forward(current, bias, neuron)
+    slope = surrogate("arctan")(membrane - neuron.threshold, 1.0)
+    fused = (spikes, membrane, *fused_backward(grad, membrane, slope, neuron))
+    plain = (*plain_forward(current, bias, neuron), *plain_backward(grad, membrane, slope, neuron))
+    assert all(map(torch.equal, fused, plain))
+
+
+def test_learned_decays_start_where_they_are_told_and_never_leave_the_chips_range():
+    neuron = LIF(beta=0.8, alpha=0.3, learn_decay=True, per_neuron=True)
+    neuron.spread_over((5,))
+    torch.testing.assert_close(neuron.beta, torch.full((5,), 0.8))
+    torch.testing.assert_close(neuron.alpha, torch.full((5,), 0.3))
+    for logit in (1e4, -1e4):
+        torch.nn.init.constant_(neuron.beta_logit, logit)
+        torch.nn.init.constant_(neuron.alpha_logit, logit)
+        assert ((neuron.beta >= 1 / 4096) & (neuron.beta <= 1)).all()
+        assert ((neuron.alpha >= 0) & (neuron.alpha <= 4095 / 4096)).all()
+
+
+def test_a_neuron_without_synaptic_current_or_leak_stays_so():
+    neuron = LIF(beta=1.0, alpha=0.0, learn_decay=True)
+    assert (neuron.alpha, neuron.beta, list(neuron.parameters())) == (0.0, 1.0, [])
 
 
 @pytest.mark.smoke
@@ -174,6 +236,8 @@ def test_a_voltage_equal_to_the_threshold_does_not_spike():
         ({"reset": "sotf"}, "did you mean 'soft'"),
         ({"width": 0}, "width = 0"),
         ({"surrogate": "arctangent"}, "did you mean 'arctan'"),
+        ({"beta": torch.tensor([0.5, 1.5])}, "beta = tensor"),
+        ({"per_neuron": True}, "per_neuron = true without learn_decay"),
     ],
 )
 def test_parameters_the_chip_cannot_hold_are_refused(wrong, text):
