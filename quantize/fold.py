@@ -1,11 +1,13 @@
-"""Before any rounding: what trains apart becomes one layer of weights, bias, decays and threshold, in float64.
+"""Before any rounding: what trains apart becomes populations and the connections into them, in float64.
 
-Pooling moves into the weights after it, the scale of graded inputs into the first layer. A folded layer fires the
-spikes of the layer it came from.
+Pooling moves into the weights after it, a norm into weights and bias, the scale of graded inputs into the weights that
+read them; max pooling of spikes is a population of its own. A folded population fires the spikes of the one it came
+from.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,76 +16,133 @@ import torch
 from torch import nn
 
 from base.errors import UserError
-from train.network import SpikingNetwork, Stage, SumPool2d
+from train.network import SpikingNetwork
+from train.neurons import LIF
+from train.parts import Skip, SumPool2d, running_affine
+from train.wiring import INPUT, Link, Norm, Stage
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class FoldedConnection:
+    """weight [O, I] over the flattened source or [O, C / groups, kh, kw]; `geometry` holds a convolution's stride,
+    padding, dilation and groups, and is empty for a dense one. delay in steps."""
+
+    source: str
+    weight: np.ndarray
+    geometry: dict[str, Any] = field(default_factory=dict)
+    delay: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class FoldedLayer:
-    """One population in float64: weight [O, I] over the flattened source or [O, C / groups, kh, kw], bias [O].
+    """One population in float64, and what leads into it. bias [O]: one per neuron, or per channel of a shape (C, H, W).
 
-    alpha, beta: shares of current and voltage that are kept per step. `geometry` holds a convolution's stride, padding,
-    dilation and groups, and is empty for a dense layer.
+    alpha, beta: shares of current and voltage that are kept per step, broadcasting to the shape. neuron: "lif", or
+    "none" for a current readout, to which decays and threshold mean nothing.
     """
 
     name: str
     shape: tuple[int, ...]
-    weight: np.ndarray
+    connections: tuple[FoldedConnection, ...]
     bias: np.ndarray
-    alpha: float
-    beta: float
+    alpha: float | np.ndarray
+    beta: float | np.ndarray
     threshold: float
-    reset: str
-    floor: bool
-    geometry: dict[str, Any] = field(default_factory=dict)
+    reset: str = "hard"
+    floor: bool = False
+    neuron: str = "lif"
 
 
 def fold(network: SpikingNetwork) -> tuple[FoldedLayer, ...]:
     """The network's populations, each folded. Raises UserError for weights that are not finite."""
-    layers = [_fold_stage(stage) for stage in network.stages]
-    unit = 1 / (2**network.payload_bits - 1)
-    layers[0].weight[...] *= unit
-    return tuple(layers)
+    layers = tuple(_fold_stage(stage) for stage in network.stages)
+    for layer in layers:
+        for connection in layer.connections:
+            if connection.source == INPUT:
+                connection.weight[...] *= 1 / (2**network.payload_bits - 1)
+    return layers
 
 
 def _fold_stage(stage: Stage) -> FoldedLayer:
-    synapse, neuron = stage.synapse, stage.neuron
-    weight = _float64(stage.name, "weight", synapse.weight)
-    bias = np.zeros(len(weight)) if synapse.bias is None else _float64(stage.name, "bias", synapse.bias)
-    window, share = _pooling(stage)
+    folded = [_fold_link(stage.name, link, stage.output_shape) for link in stage.links]
+    connections = [connection for connection, _ in folded]
+    bias = np.sum([bias for _, bias in folded], axis=0)
+    if stage.recurrent is not None:
+        feedback = _float64(stage.name, "recurrent weight", stage.recurrent)
+        connections.append(FoldedConnection(stage.name, feedback, delay=1))
+    neuron = stage.neuron
+    if isinstance(neuron, LIF):
+        alpha, beta = (_share(stage.name, what, getattr(neuron, what)) for what in ("alpha", "beta"))
+        constants = (alpha, beta, neuron.threshold, neuron.reset, neuron.floor)
+        return FoldedLayer(stage.name, stage.output_shape, tuple(connections), bias, *constants)
+    # Without memory a threshold of half a spike is an OR; a readout has none.
+    threshold, kind = (0.5, "lif") if neuron is None else (0.0, "none")
+    return FoldedLayer(stage.name, stage.output_shape, tuple(connections), bias, 0.0, 1.0, threshold, neuron=kind)
+
+
+def _share(layer: str, what: str, share: float | torch.Tensor) -> float | np.ndarray:
+    if not isinstance(share, torch.Tensor):
+        return share
+    values = _float64(layer, what, share)
+    return float(values) if values.ndim == 0 else values
+
+
+def _fold_link(layer: str, link: Link, shape: tuple[int, ...]) -> tuple[FoldedConnection, np.ndarray]:
+    """The link as one connection, and what it adds to the bias [O]."""
+    synapse, (window, share) = link.synapse, _pooling(link)
+    if isinstance(synapse, nn.MaxPool2d):
+        return FoldedConnection(link.source, *_or(synapse, shape[0])), np.zeros(shape[0])
+    assert isinstance(synapse, (nn.Linear, nn.Conv2d, Skip))
+    weight = _float64(layer, "weight", synapse.weight)
+    bias = getattr(synapse, "bias", None)
+    bias = np.zeros(len(weight)) if bias is None else _float64(layer, "bias", bias)
+    if link.norm is not None:
+        gain, offset = _norm(layer, link.norm)
+        weight = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
+        bias = offset + gain * bias
     geometry: dict[str, Any] = {}
     if isinstance(synapse, nn.Conv2d):
         weight, geometry = _conv_after_pooling(weight, synapse, window)
-    elif window != (1, 1):
-        weight = _dense_after_pooling(weight, stage.input_shape, window)
-    return FoldedLayer(
-        stage.name,
-        stage.output_shape,
-        weight * share,
-        bias,
-        neuron.alpha,
-        neuron.beta,
-        neuron.threshold,
-        neuron.reset,
-        neuron.floor,
-        geometry,
-    )
+    elif len(shape) == 3:
+        weight, geometry = _depthwise(weight.reshape(-1, 1, 1, 1) * np.ones(window), window)
+    elif isinstance(synapse, Skip):
+        weight = np.diag(weight)
+    if len(shape) == 1 and window != (1, 1):
+        weight = _dense_after_pooling(weight, link.input_shape, window)
+    return FoldedConnection(link.source, weight * share, geometry), bias
 
 
-def _pooling(stage: Stage) -> tuple[tuple[int, int], float]:
-    """Window of all the stage's poolings together, and the share each pooled spike has in their output."""
+def _norm(layer: str, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
+    gain, offset = running_affine(copy.deepcopy(norm).double())
+    return _float64(layer, "gain of the norm", gain), _float64(layer, "offset of the norm", offset)
+
+
+def _or(pooling: nn.MaxPool2d, channels: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Any spike of the window: a kernel of ones on each channel by itself."""
+    stride, padding, dilation = (_pair(value) for value in (pooling.stride, pooling.padding, pooling.dilation))
+    return _depthwise(np.ones((channels, 1, *_pair(pooling.kernel_size))), stride, padding, dilation)
+
+
+def _depthwise(
+    kernel: np.ndarray, stride: Pair, padding: Pair = (0, 0), dilation: Pair = (1, 1)
+) -> tuple[np.ndarray, dict[str, Any]]:
+    return kernel, {"stride": stride, "padding": padding, "dilation": dilation, "groups": len(kernel)}
+
+
+def _pooling(link: Link) -> tuple[Pair, float]:
+    """Window of all the link's poolings together, and the share each pooled spike has in their output."""
     height, width, share = 1, 1, 1.0
-    for part in stage.before:
+    for part in link.before:
         if isinstance(part, (nn.AvgPool2d, SumPool2d)):
-            size = part.kernel_size
-            rows, columns = (size, size) if isinstance(size, int) else size
+            rows, columns = _pair(part.kernel_size)
             height, width = height * rows, width * columns
             share /= rows * columns if isinstance(part, nn.AvgPool2d) else 1
     return (height, width), share
 
 
-def _conv_after_pooling(
-    weight: np.ndarray, conv: nn.Conv2d, window: tuple[int, int]
-) -> tuple[np.ndarray, dict[str, Any]]:
+def _conv_after_pooling(weight: np.ndarray, conv: nn.Conv2d, window: Pair) -> tuple[np.ndarray, dict[str, Any]]:
     """Pooling, then a convolution = one convolution whose kernel repeats each weight over the pooled window.
 
     Its stride and padding are the window times the old ones; a dilated kernel is spelled out with zeros first. Exact
@@ -101,15 +160,15 @@ def _conv_after_pooling(
     return weight, {"stride": stride, "padding": padding, "dilation": dilation, "groups": conv.groups}
 
 
-def _dense_after_pooling(weight: np.ndarray, source: tuple[int, ...], window: tuple[int, int]) -> np.ndarray:
+def _dense_after_pooling(weight: np.ndarray, source: tuple[int, ...], window: Pair) -> np.ndarray:
     """Pooling, then a dense layer = a dense layer over the map before: every weight repeated over its window."""
     channels, height, width = source
     maps = weight.reshape(len(weight), channels, height // window[0], width // window[1])
     return np.kron(maps, np.ones(window)).reshape(len(weight), -1)
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    first, second = value
+def _pair(value: Any) -> Pair:
+    first, second = (value, value) if isinstance(value, int) else value
     return int(first), int(second)
 
 

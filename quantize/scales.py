@@ -1,9 +1,11 @@
-"""The one place where floats become integers: one grid per layer for weights, bias and threshold.
+"""The one place where floats become integers: one grid per population for weights, bias and threshold.
 
-A layer's behaviour does not change when weights, bias and threshold are multiplied by one scale. So the scale is chosen
-to use the chip's registers: the largest weight becomes 254, and the connection's exponent the largest under which
-threshold and bias fit and, whatever the input, no activation can leave 16 bits and no current 24. Then, per layer, with
-S_w = 254 / max|w| and S = S_w 2^exponent (docs/arithmetic.md, "From floats to integers"):
+A population's behaviour does not change when weights, bias and threshold are multiplied by one scale. So the scale is
+chosen to use the chip's registers: the largest weight becomes 254, and the connection's exponent the largest under
+which threshold and bias fit and, whatever the input, no activation can leave 16 bits and no current 24. Where several
+connections lead into a population, weaker ones get a finer mantissa and so many powers of two less exponent: all share
+the scale. Then, with S_w = 254 / max|w| of the strongest and S = S_w 2^exponent (docs/arithmetic.md, "From floats to
+integers"):
 
     weight = 2 round(S_w w / 2)     threshold = round(S th)     bias = round(64 S b)
     decay_v = round(4096 (1 - beta))     decay_u = round(4096 (1 - alpha)) - 1
@@ -11,14 +13,15 @@ S_w = 254 / max|w| and S = S_w 2^exponent (docs/arithmetic.md, "From floats to i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from base.errors import UserError
 from quantize import arithmetic as rules
-from quantize.fold import FoldedLayer
+from quantize.fold import FoldedConnection, FoldedLayer
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 
 THRESHOLD_MAX = (1 << rules.THRESHOLD_BITS) - 1
@@ -29,61 +32,78 @@ STATE_UNIT = 1 << rules.STATE_SHIFT
 Row = dict[str, Any]
 
 
+class _Grid(NamedTuple):
+    """One connection's mantissas, float weight * scale, and its exponent."""
+
+    weight: np.ndarray
+    scale: float
+    exponent: int
+
+
 def quantize(
     layers: Sequence[FoldedLayer], input_shape: tuple[int, ...], payload_bits: int
 ) -> tuple[IntegerNetwork, list[Row]]:
-    """A chain of folded layers as integers, and a table of every chosen integer: one row per layer.
+    """Folded layers as integers, the last one the output, and a table of every chosen integer: one row per connection,
+    the first of a population with all that the population holds.
 
     Raises UserError for what no register can hold: a decay outside its 12 bits, a threshold no scale can express.
     """
-    populations, connections, rows = [], [], []
-    source, payload = INPUT, (1 << payload_bits) - 1
+    populations: list[Population] = []
+    connections: list[Connection] = []
+    rows: list[Row] = []
     for layer in layers:
-        population, connection, row = _quantize_layer(layer, source, payload)
+        population, joined, table = _quantize_layer(layer, (1 << payload_bits) - 1)
         populations.append(population)
-        connections.append(connection)
-        rows.append(row)
-        source, payload = layer.name, 1
-    return IntegerNetwork(tuple(input_shape), tuple(populations), tuple(connections), source, payload_bits), rows
+        connections += joined
+        rows += table
+    network = IntegerNetwork(tuple(input_shape), tuple(populations), tuple(connections), layers[-1].name, payload_bits)
+    return network, rows
 
 
-def _quantize_layer(layer: FoldedLayer, source: str, payload: int) -> tuple[Population, Connection, Row]:
-    decay_u = round(rules.DECAY_UNITY * (1 - layer.alpha)) - rules.CURRENT_DECAY_OFFSET
-    decay_v = round(rules.DECAY_UNITY * (1 - layer.beta))
+def _quantize_layer(layer: FoldedLayer, payload: int) -> tuple[Population, list[Connection], list[Row]]:
+    decay_u = _decay(layer, "alpha") - rules.CURRENT_DECAY_OFFSET
+    decay_v = _decay(layer, "beta")
     for kept, decay, what in ((layer.alpha, decay_u, "alpha"), (layer.beta, decay_v, "beta")):
-        if not 0 <= decay < rules.DECAY_UNITY:
+        outside = (decay < 0) | (decay >= rules.DECAY_UNITY)
+        if outside.any():
             raise UserError(
-                f"layer '{layer.name}': {what} = {kept} is decay {decay}, outside 0..4095; the chip keeps shares "
-                f"{'0 to 4095/4096' if what == 'alpha' else '1/4096 to 1'} per step."
+                f"layer '{layer.name}': {what} = {np.asarray(kept)[outside][0]} is decay {decay[outside][0]}, outside "
+                f"0..4095; the chip keeps shares {'0 to 4095/4096' if what == 'alpha' else '1/4096 to 1'} per step."
             )
-    largest = np.abs(layer.weight).max()
-    weight_scale = rules.WEIGHT_MAX / largest if largest else 1 / layer.threshold
-    weight = _even(weight_scale * layer.weight)
-    exponent = _exponent(layer, weight, weight_scale, decay_u, payload)
-    scale = weight_scale * 2.0**exponent
+    grids = _fitting(layer, int(decay_u.min()), payload)
+    scale = _state_scale(grids)
     threshold = round(scale * layer.threshold)
     bias_mant, bias_exp = _bias(np.rint(STATE_UNIT * scale * layer.bias).astype(np.int64))
-    dense = not layer.geometry
     population = Population(
         layer.name,
         layer.shape,
-        decay_u=np.asarray(decay_u),
-        decay_v=np.asarray(decay_v),
+        decay_u=decay_u,
+        decay_v=decay_v,
         threshold_mant=np.asarray(threshold),
-        bias_mant=bias_mant if dense else bias_mant.reshape(-1, 1, 1),
+        bias_mant=bias_mant if len(layer.shape) == 1 else bias_mant.reshape(-1, 1, 1),
         bias_exp=bias_exp,
         reset=layer.reset,
         floor=layer.floor,
+        neuron=layer.neuron,
     )
-    row = {
-        "population": layer.name,
-        "neurons": population.size,
-        "weights": weight.size,
-        "scale": scale,
-        "exponent": exponent,
-        "weight_min": int(weight.min()),
-        "weight_max": int(weight.max()),
-        "weight_error": float(np.abs(weight / weight_scale - layer.weight).max()),
+    connections, rows = [], []
+    for connection, grid in zip(layer.connections, grids, strict=True):
+        geometry = {"delay": connection.delay, **connection.geometry}
+        connections.append(Connection(connection.source, layer.name, grid.weight, grid.exponent, **geometry))
+        rows.append(
+            {
+                "population": layer.name,
+                "from": connection.source,
+                "neurons": population.size,
+                "weights": grid.weight.size,
+                "scale": scale,
+                "exponent": grid.exponent,
+                "weight_min": int(grid.weight.min()),
+                "weight_max": int(grid.weight.max()),
+                "weight_error": float(np.abs(grid.weight / grid.scale - connection.weight).max()),
+            }
+        )
+    rows[0] |= {
         "threshold": layer.threshold,
         "threshold_mant": threshold,
         "threshold_error": abs(threshold / scale - layer.threshold),
@@ -91,12 +111,47 @@ def _quantize_layer(layer: FoldedLayer, source: str, payload: int) -> tuple[Popu
         "bias_max": int(population.bias.max()),
         "bias_exp": bias_exp,
         "bias_error": float(np.abs((bias_mant << bias_exp) / (STATE_UNIT * scale) - layer.bias).max()),
-        "alpha": layer.alpha,
-        "decay_u": decay_u,
-        "beta": layer.beta,
-        "decay_v": decay_v,
+        "alpha": _span(layer.alpha),
+        "decay_u": _span(decay_u),
+        "beta": _span(layer.beta),
+        "decay_v": _span(decay_v),
     }
-    return population, Connection(source, layer.name, weight, exponent, **layer.geometry), row
+    return population, connections, rows
+
+
+def _decay(layer: FoldedLayer, what: str) -> np.ndarray:
+    lost = rules.DECAY_UNITY * (1 - np.asarray(getattr(layer, what), np.float64))
+    return np.asarray(np.rint(lost), np.int64)
+
+
+def _span(values: Any) -> Any:
+    """One number where all are equal, else the text "least..most"."""
+    least, most = np.min(values).item(), np.max(values).item()
+    return least if least == most else f"{least:.4g}..{most:.4g}"
+
+
+def _grids(layer: FoldedLayer, exponent: int) -> list[_Grid]:
+    """Every connection's weights in 8 bits where the strongest has that exponent: mantissa scales are powers of two
+    apart, the finest under which the weights fit and the exponent is one of the chip's."""
+    strongest = max(_largest(connection) for connection in layer.connections)
+    scale = rules.WEIGHT_MAX / strongest if strongest else 1 / (layer.threshold or 1.0)
+    grids = []
+    for connection in layer.connections:
+        largest = _largest(connection)
+        finer = math.floor(math.log2(strongest / largest)) if largest else 0
+        finer = min(finer, exponent - rules.EXPONENT_MIN)
+        own = scale * 2.0**finer
+        grids.append(_Grid(_even(own * connection.weight), own, exponent - finer))
+    return grids
+
+
+def _state_scale(grids: list[_Grid]) -> float:
+    """From floats to units of activation and threshold; the same by every connection."""
+    return grids[0].scale * 2.0 ** grids[0].exponent
+
+
+def _largest(connection: FoldedConnection) -> float:
+    return float(np.abs(connection.weight).max())
 
 
 def _even(scaled: np.ndarray) -> np.ndarray:
@@ -104,32 +159,42 @@ def _even(scaled: np.ndarray) -> np.ndarray:
     return np.clip(step * np.rint(scaled / step), rules.WEIGHT_MIN, rules.WEIGHT_MAX).astype(np.int64)
 
 
-def _exponent(layer: FoldedLayer, weight: np.ndarray, weight_scale: float, decay_u: int, payload: int) -> int:
-    """The largest exponent whose threshold and bias fit and under which no input can push a sum or current out."""
-    flat = weight.reshape(len(weight), -1)
-    strongest = payload * max(flat.clip(min=0).sum(axis=1).max(), -flat.clip(max=0).sum(axis=1).min())
+def _fitting(layer: FoldedLayer, decay_u: int, payload: int) -> list[_Grid]:
+    """The grids of the largest exponent whose threshold and bias fit and under which no input can push a sum or current
+    out."""
     memory = rules.DECAY_UNITY / (decay_u + rules.CURRENT_DECAY_OFFSET)  # how often a constant input adds up in u
-    bias = np.abs(layer.bias).max()
+    bias, largest = np.abs(layer.bias).max(), max(map(_largest, layer.connections))
     for exponent in range(rules.EXPONENT_MAX, rules.EXPONENT_MIN - 1, -1):
-        scale = weight_scale * 2.0**exponent
-        activation = np.ceil(strongest * 2.0**exponent)
+        grids = _grids(layer, exponent)
+        scale, activation = _state_scale(grids), _strongest_sum(layer, grids, payload)
         if (
             round(scale * layer.threshold) <= THRESHOLD_MAX
             and STATE_UNIT * scale * bias <= BIAS_MANTISSA_MAX << rules.BIAS_EXPONENT_MAX
             and activation <= ACTIVATION_MAX
             and STATE_UNIT * activation * memory < rules.STATE_LIMIT
         ):
-            if round(scale * layer.threshold) < 1:
+            if round(scale * layer.threshold) < 1 and layer.neuron == "lif":
                 raise UserError(
                     f"layer '{layer.name}': the threshold {layer.threshold:g} rounds to 0 on the grid of its largest "
-                    f"weight {np.abs(layer.weight).max():g}; lower the weights or raise the threshold."
+                    f"weight {largest:g}; lower the weights or raise the threshold."
                 )
-            return exponent
+            return grids
     raise UserError(
         f"layer '{layer.name}': no exponent in {rules.EXPONENT_MIN}..{rules.EXPONENT_MAX} holds threshold "
-        f"{layer.threshold:g}, bias up to {bias:g} and weights up to {np.abs(layer.weight).max():g} together; "
+        f"{layer.threshold:g}, bias up to {bias:g} and weights up to {largest:g} together; "
         "bring them closer to each other."
     )
+
+
+def _strongest_sum(layer: FoldedLayer, grids: list[_Grid], payload: int) -> float:
+    """The largest activation, either way, that any spikes of all sources together can give a neuron."""
+    up = down = np.zeros(len(layer.bias))
+    for connection, grid in zip(layer.connections, grids, strict=True):
+        flat = grid.weight.reshape(len(grid.weight), -1)
+        unit = (payload if connection.source == INPUT else 1) * 2.0**grid.exponent
+        up = up + np.ceil(flat.clip(min=0).sum(axis=1) * unit)
+        down = down + np.ceil(-flat.clip(max=0).sum(axis=1) * unit)
+    return float(max(up.max(), down.max()))
 
 
 def _bias(bias: np.ndarray) -> tuple[np.ndarray, int]:

@@ -33,9 +33,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """architecture: the papers' notation, after the input. alpha, beta: shares of current and voltage kept per step."""
+    """architecture: the papers' notation, after the input, or the name of a preset ("mlp", "conv-small", "vggsnn",
+    "ms-resnet"). readout: whether the last layer spikes or is read as "current". alpha, beta: shares of current and
+    voltage kept per step, and with learn_decay where learning starts, per_neuron for each neuron by itself."""
 
     architecture: str = "64-10"
+    readout: str = "spikes"
     alpha: float = 0.0
     beta: float = 0.75
     threshold: float = 1.0
@@ -43,6 +46,8 @@ class NetworkConfig:
     floor: bool = False
     surrogate: str = "arctan"
     width: float = 1.0
+    learn_decay: bool = False
+    per_neuron: bool = False
 
 
 @dataclass(frozen=True)

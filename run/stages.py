@@ -271,14 +271,17 @@ def _network(config: Config) -> SpikingNetwork:
     from train.architecture import build
     from train.datasets import load
     from train.neurons import LIF
+    from train.presets import expand
 
     dataset, settings = load(config.data.dataset), asdict(config.network)
-    notation = settings.pop("architecture")
+    notation = expand(settings.pop("architecture"), dataset.shape, dataset.classes)
+    readout = settings.pop("readout")
     network = build(
         notation,
         dataset.shape,
         neuron=lambda: LIF(**settings),
         payload_bits=_encoding(config).payload_bits,
+        readout=readout,
         seed=config.seed,
     )
     ends_with = network.stages[-1].output_shape

@@ -8,8 +8,9 @@ from torch import nn
 
 from base.errors import UserError
 from train.architecture import build
-from train.network import SumPool2d
 from train.neurons import LIF
+from train.parts import Recurrent, Skip, SumPool2d, TdBN
+from train.presets import PRESETS, expand
 
 
 @pytest.mark.smoke
@@ -86,3 +87,87 @@ def test_a_typo_is_pointed_at(notation, caret, text):
 def test_a_layer_that_does_not_fit_is_named_as_it_was_written():
     with pytest.raises(UserError, match="layer AP3 pools windows of 3 x 3 over maps of 8 x 8"):
         build("4C3-AP3-10", (1, 8, 8), seed=0)
+
+
+def test_the_richer_notation_becomes_populations_and_their_links():
+    network = build("8C3-BN-MP2-DP0.2-[8C3-BN-8C3-tdBN]-[16C3S2-BN]-R12-tdBN-10", (1, 8, 8), seed=0)
+    assert [(stage.name, stage.output_shape) for stage in network.stages] == [
+        ("conv1", (8, 8, 8)),
+        ("pool2", (8, 4, 4)),
+        ("residual3_conv1", (8, 4, 4)),
+        ("residual3", (8, 4, 4)),
+        ("residual4", (16, 2, 2)),
+        ("recurrent5", (12,)),
+        ("dense6", (10,)),
+    ]
+    by_name = {stage.name: stage for stage in network.stages}
+    joined = {name: [(link.source, type(link.synapse)) for link in stage.links] for name, stage in by_name.items()}
+    assert joined["residual3"] == [("residual3_conv1", nn.Conv2d), ("pool2", Skip)]
+    assert joined["residual4"] == [("residual3", nn.Conv2d), ("residual3", nn.Conv2d)]
+    across = by_name["residual4"].links[1]
+    assert (across.synapse.kernel_size, across.synapse.stride, type(across.norm)) == ((1, 1), (2, 2), nn.BatchNorm2d)
+    assert joined["recurrent5"] == [("residual4", Recurrent)]
+    assert type(by_name["recurrent5"].links[0].norm) is TdBN
+    assert [part.p for part in by_name["residual3_conv1"].links[0].before] == [0.2]
+
+
+def test_a_current_readout_has_no_neurons():
+    network = build("8-4", (6,), readout="current", seed=0)
+    assert [stage.spiking for stage in network.stages] == [True, False]
+    with pytest.raises(UserError, match="'spikes' or as 'current'"):
+        build("8-4", (6,), readout="voltage", seed=0)
+
+
+def test_tdbn_takes_the_threshold_of_its_neurons():
+    network = build("8-tdBN-4", (6,), neuron=partial(LIF, threshold=0.3), seed=0)
+    assert network.stages[0].links[0].norm.threshold == 0.3
+
+
+@pytest.mark.parametrize("threshold", [0.01, 30.0])
+@pytest.mark.parametrize("notation", ["16C3-BN-[16C3-BN-16C3-BN]-10", "8C3-tdBN-MP2-R32-BN-[32-16]-10"])
+def test_fresh_weights_of_richer_networks_make_every_population_spike(notation, threshold):
+    network = build(notation, (1, 8, 8), neuron=partial(LIF, threshold=threshold), seed=0)
+    spikes = torch.bernoulli(torch.full((16, 32, 1, 8, 8), 0.3), generator=torch.Generator().manual_seed(0))
+    for name, raster in network.rasters(spikes).items():
+        assert 0 < raster.float().mean() < 0.8, name
+
+
+@pytest.mark.parametrize(
+    ("notation", "caret", "text"),
+    [
+        ("BN-10", 0, "before its norm"),
+        ("16C3-AP2-BN-10", 9, "before its norm"),
+        ("16C3-BN-BN-10", 8, "before its norm"),
+        ("16C3-AP2-BN", 9, "before its norm"),
+        ("DP-10", 2, "the share to drop"),
+        ("DP1.0-10", 2, "the share to drop"),
+        ("DP0.2.1-10", 2, "the share to drop"),
+        ("16C3-[16C3-10", 13, "']', the end of the block"),
+        ("16C3-[16C3]]-10", 11, "'-' or the end"),
+        ("16C3-[]-10", 6, "a number of neurons"),
+        ("16C3-[16C3-AP2]-10", 11, "as last layer of a block"),
+        ("16C3-[16C3 ]-10", 10, "'G', '-' or ']'"),
+        ("16C3-[16C3]", 5, "the number of classes"),
+        ("R-10", 1, "recurrent neurons"),
+        ("64-MP2-10", 3, "no maps"),
+        ("4C3-[4C3P0-4C3]-10", 4, "cannot be reached by a stride"),
+    ],
+)
+def test_a_typo_in_the_richer_notation_is_pointed_at(notation, caret, text):
+    with pytest.raises(UserError) as caught:
+        build(notation, (1, 7, 7), seed=0)
+    assert text in str(caught.value)
+    assert str(caught.value).splitlines()[2] == f"  {' ' * caret}^"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_makes_a_network_for_small_and_larger_inputs(name):
+    for shape in ((1, 8, 8), (2, 32, 32)):
+        network = build(expand(name, shape, 10), shape, seed=0)
+        assert network.stages[-1].output_shape == (10,)
+
+
+def test_a_preset_leaves_out_only_pooling_of_single_pixels():
+    assert expand("vggsnn", (2, 48, 48), 11).endswith("512C3-BN-AP2-11")
+    assert expand("vggsnn", (1, 8, 8), 10).endswith("512C3-BN-512C3-BN-10")
+    assert expand("16C3-10", (1, 8, 8), 10) == "16C3-10"

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from base.errors import UserError
-from train.network import SpikingNetwork, SumPool2d
+from train.network import SpikingNetwork
 from train.neurons import LIF
+from train.parts import Readout, Recurrent, Residual, Skip, SumPool2d, TdBN, batch_affine, running_affine
 
 
 def convolutional():
@@ -121,12 +122,28 @@ def test_every_weight_and_bias_receives_a_gradient():
 @pytest.mark.parametrize(
     ("shape", "layers", "text"),
     [
-        ((1, 8, 8), [nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), LIF()], "conv1 is followed by pool1"),
+        ((1, 8, 8), [nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2), LIF()], "conv1 is followed by pool1"),
         (
             (1, 8, 8),
-            [nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 2), LIF()],
-            "MaxPool2d .*no exact integer form; allowed",
+            [nn.LPPool2d(2, 2), nn.Flatten(), nn.Linear(16, 2), LIF()],
+            "LPPool2d .*no exact integer form; allowed",
         ),
+        ((1, 8, 8), [nn.MaxPool2d(2, ceil_mode=True), nn.Flatten(), nn.Linear(16, 2), LIF()], "has no integer form"),
+        ((1, 8, 8), [nn.AvgPool2d(2), nn.MaxPool2d(2)], "pool1_ takes the maximum of what is no spike"),
+        ((1, 8, 8), [nn.MaxPool2d(2)], "ends with pool1"),
+        ((4,), [nn.BatchNorm1d(4), nn.Linear(4, 2), LIF()], "norm1 norms no current"),
+        ((4,), [nn.Linear(4, 2), nn.BatchNorm1d(3), LIF()], "norms 3 channels but receives 2"),
+        ((4,), [nn.Linear(4, 2), nn.BatchNorm2d(2), LIF()], "BatchNorm2d does not fit"),
+        ((4,), [nn.Linear(4, 2), nn.BatchNorm1d(2), nn.BatchNorm1d(2), LIF()], "for the second time"),
+        ((4,), [nn.Linear(4, 2), nn.BatchNorm1d(2, track_running_stats=False), LIF()], "no running statistics"),
+        ((4,), [nn.Linear(4, 2), nn.Dropout(0.5), LIF()], "dense1 is followed by dropout1"),
+        ((4,), [nn.Linear(4, 2), Readout(), nn.Linear(2, 2), LIF()], "a readout is the last layer"),
+        ((4,), [Recurrent(4, 2), Readout()], "recurrent1 feeds spikes back"),
+        ((4,), [Residual([nn.Linear(4, 2)], [Skip(4)]), LIF()], r"branch of shape \[2\] and a shortcut of shape \[4\]"),
+        ((4,), [Residual([nn.Linear(4, 4), LIF()], [Skip(4)]), LIF()], "its branch yields no current"),
+        ((4,), [Residual([nn.Linear(4, 4)], [Skip(3)]), LIF()], "residual1_skip1 skips 3 channels but receives 4"),
+        ((4,), [Residual([nn.Linear(4, 4), nn.GRU(4, 4)], [Skip(4)]), LIF()], "residual1_dense1 is followed by"),
+        ((4,), [nn.Linear(4, 2), LIF(beta=torch.full((3,), 0.5))], r"beta of shape \[3\] for neurons of shape \[2\]"),
         ((1, 8, 8), [nn.AvgPool2d(3), nn.Flatten(), nn.Linear(4, 2), LIF()], "3 x 3 over maps of 8 x 8"),
         (
             (1, 8, 8),
@@ -158,3 +175,103 @@ def test_what_has_no_integer_form_is_refused_by_name(shape, layers, text):
 def test_input_of_another_shape_is_refused():
     with pytest.raises(UserError, match=r"\(2, 1, 64\) does not fit .* \[T, B, 1, 8, 8\]"):
         convolutional()(binary(2, 1, 64))
+
+
+def test_a_norm_sees_batch_time_and_space_together():
+    torch.manual_seed(0)
+    network = SpikingNetwork((1, 6, 6), [nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), LIF()])
+    spikes = binary(5, 4, 1, 6, 6)
+    conv, norm, fresh = network.conv1, network.norm1, nn.BatchNorm2d(3)
+    maps = nn.functional.conv2d(spikes.float().flatten(0, 1), conv.weight)
+    current, bias = network.stages[0].links[0].forward(spikes.float())
+    # The convolution's own bias is added behind the norm's gain, where it stays a bias.
+    expected = fresh(maps) + (conv.bias / (maps.var((0, 2, 3), correction=0) + norm.eps).sqrt()).view(3, 1, 1)
+    torch.testing.assert_close((current + bias).flatten(0, 1), expected)
+    torch.testing.assert_close(norm.running_var, fresh.running_var)
+    torch.testing.assert_close(norm.running_mean, fresh.running_mean)
+    network.eval()
+    current, bias = network.stages[0].links[0].forward(spikes.float())
+    torch.testing.assert_close((current + bias).flatten(0, 1), norm(maps + conv.bias.view(3, 1, 1)))
+
+
+@pytest.mark.parametrize("shape", [(40, 3), (10, 3, 4, 5)])
+def test_tdbn_normalises_to_alpha_times_threshold(shape):
+    norm, current = TdBN(3, threshold=0.5, alpha=0.7), torch.randn(shape) * 4 + 1
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        norm.bias.uniform_(-1, 1)
+    gain, offset = batch_affine(norm, current)
+    over = (1, 3, *[1] * (len(shape) - 2))
+    axes = [0, *range(2, len(shape))]
+    centred = current - current.mean(axes, keepdim=True)
+    unit = centred / (current.var(axes, correction=0, keepdim=True) + norm.eps).sqrt()
+    expected = norm.weight.view(over) * 0.7 * 0.5 * unit + norm.bias.view(over)
+    torch.testing.assert_close(current * gain.view(over) + offset.view(over), expected)
+    torch.testing.assert_close(norm(current), expected)
+    norm.eval()
+    gain, offset = running_affine(norm)
+    torch.testing.assert_close(current * gain.view(over) + offset.view(over), norm(current))
+
+
+def test_dropout_takes_the_same_spikes_at_every_step_and_none_in_evaluation():
+    torch.manual_seed(0)
+    network = SpikingNetwork((50,), [nn.Dropout(0.4), Skip(50, 1.0), LIF(threshold=0.5)])
+    shown = network(torch.ones(6, 8, 50, dtype=torch.uint8))
+    assert torch.equal(shown, shown[:1].expand_as(shown))
+    assert 0.5 < shown.mean() < 0.7
+    assert not torch.equal(shown[:, 0], shown[:, 1])
+    assert network.eval()(torch.ones(6, 8, 50, dtype=torch.uint8)).all()
+
+
+def test_max_pooling_is_a_population_that_spikes_when_any_of_its_window_does():
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(1, 2, 3, padding=1), LIF(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32, 3), LIF()]
+    rasters = SpikingNetwork((1, 8, 8), parts).rasters(binary(6, 3, 1, 8, 8))
+    windows = rasters["conv1"].unfold(3, 2, 2).unfold(4, 2, 2).flatten(-2)
+    assert torch.equal(rasters["pool2"], windows.amax(-1))
+    assert list(rasters) == ["conv1", "pool2", "dense3"]
+
+
+def test_max_pooling_of_graded_input_is_refused():
+    parts = [nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 2), LIF()]
+    with pytest.raises(UserError, match="pool1 takes the maximum of 4-bit values"):
+        SpikingNetwork((1, 8, 8), parts, payload_bits=4)
+
+
+def test_a_recurrent_population_hears_itself_one_step_later():
+    torch.manual_seed(0)
+    network = SpikingNetwork((4,), [Recurrent(4, 3), LIF(beta=0.5)])
+    with torch.no_grad():
+        network.recurrent1.weight.uniform_(-0.5, 1.5)
+        network.recurrent1.recurrent.uniform_(-1, 1)
+    part, spikes, v, last, expected = network.recurrent1, binary(9, 2, 4), torch.zeros(2, 3), torch.zeros(2, 3), []
+    with torch.no_grad():
+        for step in spikes.float():
+            v = 0.5 * v + (step @ part.weight.T + last @ part.recurrent.T) + part.bias
+            last = (v > 1).float()
+            v = v * (1 - last)
+            expected.append(last)
+    assert torch.equal(network(spikes), torch.stack(expected))
+    network(spikes).sum().backward()
+    assert part.recurrent.grad.abs().sum() > 0
+
+
+def test_a_residual_block_adds_currents_into_one_population():
+    torch.manual_seed(0)
+    block = Residual([nn.Linear(4, 5), LIF(), nn.Linear(5, 4)], shortcut=[Skip(4, 0.7)])
+    network = SpikingNetwork((4,), [block, LIF(beta=0.5), nn.Linear(4, 2), Readout()])
+    assert [stage.name for stage in network.stages] == ["residual1_dense1", "residual1", "dense2"]
+    spikes, (first, _, last) = binary(7, 3, 4), block.branch.values()
+    inner = network.rasters(spikes)["residual1_dense1"].float()
+    current = inner @ last.weight.T + spikes.float() * 0.7
+    assert torch.equal(network.rasters(spikes)["residual1"].float(), LIF(beta=0.5)(current, last.bias))
+    output = network(spikes)
+    torch.testing.assert_close(output, network.dense2(network.rasters(spikes)["residual1"].float()))
+    output.sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in (first.weight, last.weight, block.shortcut.skip1.weight))
+
+
+def test_sequentials_are_read_as_the_parts_they_hold():
+    parts = [nn.Linear(4, 3), LIF(), nn.Linear(3, 2), LIF()]
+    nested = SpikingNetwork((4,), nn.Sequential(nn.Sequential(*parts[:2]), *parts[2:]))
+    assert list(nested.state_dict()) == list(SpikingNetwork((4,), parts).state_dict())

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from base.errors import UserError
 from quantize import reference
 from quantize.arithmetic import LOIHI_LIF_V1
-from quantize.fold import FoldedLayer
+from quantize.fold import FoldedConnection, FoldedLayer
+from quantize.integer_network import INPUT
 from quantize.scales import quantize
 
 
 def layer(weight: np.ndarray, bias: float = 0.0, **changes: object) -> FoldedLayer:
-    plain = FoldedLayer("a", (len(weight),), weight, np.full(len(weight), bias), 0.0, 0.9, 1.0, "hard", False)
+    joined = (FoldedConnection(INPUT, weight),)
+    plain = FoldedLayer("a", (len(weight),), joined, np.full(len(weight), bias), 0.0, 0.9, 1.0, "hard", False)
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -84,3 +86,65 @@ def test_what_no_register_holds_is_refused_by_name(changes: dict[str, object], s
         quantize([layer(np.array([[1.0], [-1.0]]), **changes)], (1,), 1)
     assert says in str(refusal.value)
     assert "layer 'a'" in str(refusal.value)
+
+
+sizes = st.lists(st.floats(1e-4, 1e4), min_size=2, max_size=4)
+
+
+@given(st.integers(0, 2**32 - 1), sizes, st.sampled_from([0.0, 0.8]), st.sampled_from([1, 4]))
+@settings(max_examples=60, deadline=None)
+def test_connections_into_one_population_share_its_grid(seed: int, each: list[float], alpha: float, bits: int) -> None:
+    rng = np.random.default_rng(seed)
+    joined = tuple(FoldedConnection(INPUT, rng.normal(size=(4, 9)) * size) for size in each)
+    feedback = FoldedConnection("a", rng.normal(size=(4, 4)) * each[0], delay=1)
+    folded = layer(np.zeros((4, 1)), connections=(*joined, feedback), threshold=max(each), alpha=alpha)
+    network, rows = quantize([folded], (9,), bits)
+    largest = [np.abs(c.weight).max() for c in folded.connections]
+    for connection, floats, row in zip(network.connections, folded.connections, rows, strict=True):
+        scale = row["scale"] / 2.0**connection.exponent  # of this connection's mantissas
+        assert np.abs(connection.weight - scale * floats.weight).max() <= 1.001
+        assert np.abs(connection.weight).max() > 126 or connection.exponent == -8
+    assert np.abs(network.connections[int(np.argmax(largest))].weight).max() == 254
+    assert network["a"].threshold_mant == round(rows[0]["scale"] * max(each))
+    assert [c.delay for c in network.connections] == [0] * len(each) + [1]
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 10), st.floats(0, 0.99))
+@settings(max_examples=40, deadline=None)
+def test_no_input_and_no_recurrence_overflow_what_was_quantized(seed: int, ratio: float, alpha: float) -> None:
+    rng = np.random.default_rng(seed)
+    pair = (
+        FoldedConnection(INPUT, rng.normal(size=(5, 12))),
+        FoldedConnection(INPUT, rng.normal(size=(5, 12)) * ratio),
+    )
+    loop = FoldedConnection("a", np.full((5, 5), ratio), delay=1)
+    network, _ = quantize([layer(np.zeros((5, 1)), connections=(*pair, loop), alpha=alpha, threshold=1.0)], (12,), 1)
+    signs = network.connections[0].weight
+    inputs = np.concatenate([signs > 0, signs < 0]).astype(np.uint8)[None].repeat(150, axis=0)
+    unwrapped = replace(LOIHI_LIF_V1, wrap=lambda u: u)
+    wrapped, free = (reference.run(network, inputs, 10, rules=rules) for rules in (LOIHI_LIF_V1, unwrapped))
+    assert np.array_equal(wrapped.u["a"], free.u["a"])
+
+
+def test_decays_of_every_neuron_become_arrays() -> None:
+    beta = np.array([0.25, 0.5, 1.0])
+    network, (row,) = quantize([layer(np.eye(3), beta=beta, alpha=beta / 2)], (3,), 1)
+    assert np.array_equal(network["a"].decay_v, [3072, 2048, 0])
+    assert np.array_equal(network["a"].decay_u, [3583, 3071, 2047])
+    assert (row["beta"], row["decay_v"]) == ("0.25..1", "0..3072")
+
+
+def test_a_decay_outside_the_range_is_named_even_in_an_array() -> None:
+    with pytest.raises(UserError, match=r"beta = 0.0 is decay 4096"):
+        quantize([layer(np.eye(2), beta=np.array([0.5, 0.0]))], (2,), 1)
+
+
+def test_a_current_readout_keeps_its_bias_on_the_grid_of_its_weights() -> None:
+    weight, bias = np.array([[0.5, -1.0], [0.25, 0.75]]), np.array([0.125, -0.25])
+    folded = layer(weight, neuron="none", threshold=0.0, beta=1.0)
+    network, (row,) = quantize([replace(folded, bias=bias)], (2,), 1)
+    inputs = np.array([[0, 0], [1, 0], [0, 1], [1, 1]], np.uint8)[None]
+    current = reference.run(network, inputs).spikes["a"][0]
+    expected = (inputs[0] @ weight.T + bias) * 64 * row["scale"]
+    assert np.abs(current - expected).max() <= 64 * 2.0 ** network.connections[0].exponent * 2 + 64
+    assert int(network["a"].decay_u) == 4095

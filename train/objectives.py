@@ -1,4 +1,4 @@
-"""What training minimises and how an answer is read: both from how often each output neuron spiked."""
+"""What training minimises and how an answer is read: both from what each output neuron emitted over all steps."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from torch.nn import functional as F
 LOGIT_RANGE = 10.0
 
 
-def loss(spikes: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of output spikes [T, B, C] against labels [B], a scalar.
+def loss(output: Tensor, labels: Tensor, spiking: bool = True) -> Tensor:
+    """Cross entropy of an output [T, B, C] against labels [B], a scalar.
 
-    The logits are firing rates times LOGIT_RANGE: independent of T, and wide enough for a confident answer.
+    Of spikes the logits are firing rates times LOGIT_RANGE: independent of T, and wide enough for a confident answer.
+    Of a current readout they are the currents summed over time, as the answer is.
     """
-    return F.cross_entropy(spikes.mean(0) * LOGIT_RANGE, labels)
+    return F.cross_entropy(output.mean(0) * LOGIT_RANGE if spiking else output.sum(0), labels)
 
 
-def predict(spikes: Tensor) -> Tensor:
-    """Labels int64 [B] of output spikes [T, B, C]: the class with most spikes, the lowest index among equals.
+def predict(output: Tensor) -> Tensor:
+    """Labels int64 [B] of an output [T, B, C], spikes or currents: the class with the largest sum over time, the lowest
+    index among equals.
 
-    The rule of `numpy.argmax` on the counts, which the integer stages use too.
+    The rule of `numpy.argmax` on the sums, which the integer stages use too.
     """
-    counts = spikes.sum(0)
-    classes = torch.arange(counts.shape[1], device=counts.device)
-    leading = counts == counts.amax(1, keepdim=True)
+    sums = output.sum(0)
+    classes = torch.arange(sums.shape[1], device=sums.device)
+    leading = sums == sums.amax(1, keepdim=True)
     return torch.where(leading, classes, len(classes)).amin(1)  # torch.argmax promises no order among equals

@@ -25,6 +25,7 @@ from base.errors import UserError
 from base.files import whole_file, write_text
 from train.datasets import Dataset, Samples
 from train.encoding import Encoding, encode
+from train.modes import dropping_out, evaluating
 from train.network import SpikingNetwork
 from train.objectives import loss, predict
 
@@ -62,7 +63,7 @@ def fit(
     progress: Callable[[dict[str, Any]], None] | None = None,
     fingerprint: str = "",
 ) -> Metrics:
-    """Train the network in place; return one line of metrics per epoch.
+    """Train the network in place, leave it in evaluation mode; return one line of metrics per epoch.
 
     Writes into `folder`, each file whole or not at all: state.safetensors and metrics.jsonl after every epoch,
     weights.safetensors at the end. Training goes on after the epoch of a state found there if that came from the same
@@ -83,6 +84,7 @@ def fit(
         metrics.append(_epoch(epoch, network, optimizer, dataset.train, encoding, training, progress))
         _save_state(folder / "state.safetensors", network, optimizer, identity, metrics)
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
+    network.eval()
     _save(network.state_dict(), folder / "weights.safetensors", {})
     return metrics
 
@@ -116,15 +118,17 @@ def evaluate(
 ) -> float:
     """Share of samples whose label the network predicts."""
     correct = 0
-    with torch.inference_mode():
+    with torch.inference_mode(), evaluating(network):
         for chosen, spikes in _batches(samples, encoding, batch_size):
             correct += int((predict(network(spikes)).cpu() == torch.from_numpy(samples.labels[chosen])).sum())
     return correct / len(samples)
 
 
 def record(network: SpikingNetwork, samples: Samples, encoding: Encoding) -> dict[str, np.ndarray]:
-    """What every population does for every sample: rasters uint8 [T, N, *shape] by population."""
-    parts = [network.rasters(spikes) for _, spikes in _batches(samples, encoding, EVALUATION_BATCH)]
+    """What every population does for every sample: rasters uint8 [T, N, *shape] by population, a readout's currents as
+    floats."""
+    with evaluating(network):
+        parts = [network.rasters(spikes) for _, spikes in _batches(samples, encoding, EVALUATION_BATCH)]
     return {name: torch.cat([part[name] for part in parts], 1).cpu().numpy() for name in parts[0]}
 
 
@@ -149,7 +153,8 @@ def _epoch(
     starts = range(0, len(samples), training.batch_size)
     device = next(network.parameters()).device
     seen, correct, total_loss = 0, 0, 0.0
-    fired = dict.fromkeys((stage.name for stage in network.stages), 0.0)
+    network.train()
+    fired = dict.fromkeys((stage.name for stage in network.stages if stage.spiking), 0.0)
     for batch, start in enumerate(starts, 1):
         done = (epoch - 1 + batch / len(starts)) / training.epochs
         for group in optimizer.param_groups:
@@ -157,9 +162,10 @@ def _epoch(
         chosen = order[start : start + training.batch_size]
         spikes = encode(samples.values[chosen], chosen, encoding, epoch)
         labels = torch.from_numpy(samples.labels[chosen]).to(device)
-        emitted = network.spikes(spikes)
+        with dropping_out(training.seed, epoch, batch):
+            emitted = network.spikes(spikes)
         output = emitted[network.stages[-1].name]
-        objective = loss(output, labels)
+        objective = loss(output, labels, network.stages[-1].spiking)
         optimizer.zero_grad()
         objective.backward()
         optimizer.step()
@@ -167,8 +173,8 @@ def _epoch(
         seen += len(chosen)
         correct += int((predict(output.detach()) == labels).sum())
         total_loss += objective.item() * len(chosen)
-        for name, raster in emitted.items():
-            fired[name] += raster.detach().mean().item() * len(chosen)
+        for name in fired:
+            fired[name] += emitted[name].detach().mean().item() * len(chosen)
         if progress is not None:
             progress(
                 {

@@ -1,0 +1,29 @@
+"""How a network behaves while something is done with it: as in evaluation, or with dropout that repeats itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """In evaluation mode (running statistics, no dropout), and back to the mode it was in."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
+
+
+@contextmanager
+def dropping_out(*key: int) -> Iterator[None]:
+    """Dropout masks drawn from the key alone; the global random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        yield

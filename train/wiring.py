@@ -1,0 +1,227 @@
+"""From a list of parts to a graph: populations in order, and the links into each.
+
+population := link, then LIF (the last one: LIF or Readout); or nn.MaxPool2d, which is a population by itself
+link       := [pooling, flattening, dropout]*, a synapse, perhaps its norm; or Residual: two chains that end so
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from base.errors import UserError
+from train.neurons import LIF
+from train.parts import (
+    NORMS,
+    Readout,
+    Recurrent,
+    Residual,
+    SumPool2d,
+    batch_affine,
+    over_channels,
+    running_affine,
+)
+from train.shapes import Shape, shape_after
+
+INPUT = "input"  # the name under which links read the network's input
+
+Norm = nn.modules.batchnorm._BatchNorm
+
+
+@dataclass(frozen=True)
+class Link:
+    """What one source feeds into one population.
+
+    source: a population's name or INPUT; before: pooling, flattening and dropout, in order, which receive the source's
+    `input_shape`; synapse: nn.Linear, Recurrent, nn.Conv2d or Skip, or nn.MaxPool2d alone; norm: of its current.
+    """
+
+    source: str
+    before: tuple[nn.Module, ...]
+    synapse: nn.Module
+    norm: Norm | None
+    input_shape: Shape
+
+    def forward(self, spikes: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Current [T, B, *shape] of spikes [T, B, *input_shape], and the voltage's bias, which broadcasts to [*shape].
+
+        Norm and dropout go by their own training mode.
+        """
+        steps, batch = spikes.shape[:2]
+        maps = spikes.flatten(0, 1)
+        for part in self.before:
+            maps = _dropped(part, maps, steps) if isinstance(part, nn.Dropout) else part(maps)
+        current, bias = _current(self.synapse, maps), getattr(self.synapse, "bias", None)
+        dimensions = current.dim() - 1
+        if self.norm is not None:
+            gain, offset = batch_affine(self.norm, current) if self.norm.training else running_affine(self.norm)
+            current = current * over_channels(gain, dimensions)
+            bias = offset if bias is None else offset + gain * bias
+        return current.unflatten(0, (steps, batch)), None if bias is None else over_channels(bias, dimensions)
+
+
+def _current(synapse: nn.Module, maps: Tensor) -> Tensor:
+    if isinstance(synapse, nn.Linear):
+        return F.linear(maps, synapse.weight)
+    if isinstance(synapse, nn.Conv2d):
+        assert not isinstance(synapse.padding, str)
+        return F.conv2d(maps, synapse.weight, None, synapse.stride, synapse.padding, synapse.dilation, synapse.groups)
+    return synapse(maps)
+
+
+def _dropped(dropout: nn.Dropout, maps: Tensor, steps: int) -> Tensor:
+    """Dropout with one mask for all steps of a sample; drawn on the CPU, so that a seed means the same everywhere."""
+    if not dropout.training or dropout.p == 0:
+        return maps
+    shown = maps.unflatten(0, (steps, -1))
+    kept = torch.bernoulli(torch.full(shown.shape[1:], 1 - dropout.p, dtype=maps.dtype)) / (1 - dropout.p)
+    return (shown * kept.to(maps.device)).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One population: the links whose currents add up in it, and its neurons.
+
+    neuron: LIF, Readout, or None for max pooling, whose one link yields spikes. output_shape: (C, H, W) or (N,).
+    """
+
+    name: str
+    links: tuple[Link, ...]
+    neuron: LIF | Readout | None
+    output_shape: Shape
+
+    @property
+    def spiking(self) -> bool:
+        return not isinstance(self.neuron, Readout)
+
+    @property
+    def synapse(self) -> nn.Module:
+        """The first link's, in a chain the only one; so are `before` and `input_shape`."""
+        return self.links[0].synapse
+
+    @property
+    def before(self) -> tuple[nn.Module, ...]:
+        return self.links[0].before
+
+    @property
+    def input_shape(self) -> Shape:
+        return self.links[0].input_shape
+
+    @property
+    def recurrent(self) -> Tensor | None:
+        """Weights [N, N] from the population to itself, one step later."""
+        found = [link.synapse.recurrent for link in self.links if isinstance(link.synapse, Recurrent)]
+        return sum(found[1:], start=found[0]) if found else None
+
+    def forward(self, spikes: Mapping[str, Tensor]) -> Tensor:
+        """Spikes (a readout: currents) [T, B, *output_shape] of the spikes [T, B, ...] of every source."""
+        arriving = [link.forward(spikes[link.source]) for link in self.links]
+        current = sum((current for current, _ in arriving[1:]), start=arriving[0][0])
+        biases = [bias for _, bias in arriving if bias is not None]
+        bias = sum(biases[1:], start=biases[0]) if biases else None
+        if self.neuron is None:
+            return current
+        if isinstance(self.neuron, Readout):
+            return self.neuron(current, bias)
+        return self.neuron(current, bias, self.recurrent)
+
+
+def wire(shape: Shape, named: Mapping[str, nn.Module]) -> tuple[Stage, ...]:
+    """The populations that the parts make behind an input of that shape, each after those it reads.
+
+    Raises UserError for a part that has no exact integer form, and for parts that do not fit each other.
+    """
+    stages: list[Stage] = []
+    end = _read(named.items(), _Place(INPUT, shape, shape), "", stages)
+    if end.links:
+        raise _unfinished(end.name, "nothing")
+    if end.before:
+        raise UserError(
+            f"the network ends with {next(reversed(list(named)))}; end it with a Linear or Conv2d and LIF neurons"
+        )
+    if not stages:
+        raise UserError("the network has no layers; give it at least one Linear or Conv2d followed by LIF neurons")
+    if stages[-1].neuron is None:
+        raise UserError(f"the network ends with {stages[-1].name}; end it with a Linear or Conv2d and LIF neurons")
+    return tuple(stages)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where reading has come to: a source, what stands behind it so far, and links whose neurons are still to come."""
+
+    source: str
+    entering: Shape
+    shape: Shape
+    before: tuple[nn.Module, ...] = ()
+    links: tuple[Link, ...] = ()
+    name: str = ""
+
+
+def _read(parts: Iterable[tuple[str, nn.Module]], at: _Place, prefix: str, stages: list[Stage]) -> _Place:
+    """Read on from a place; populations on the way join `stages`, links left over belong to who reads on."""
+    for name, part in parts:
+        name = prefix + name
+        if at.links and isinstance(part, (LIF, Readout)):
+            at = _population(at, part, stages)
+        elif stages and not stages[-1].spiking:
+            raise UserError(f"layer {name} follows the current readout {stages[-1].name}; a readout is the last layer")
+        elif at.links and isinstance(part, NORMS):
+            if len(at.links) > 1 or at.links[0].norm is not None:
+                raise UserError(f"layer {name} norms a current for the second time; leave it out")
+            shape_after(name, part, at.shape)
+            at = replace(at, links=(replace(at.links[0], norm=part),))
+        elif at.links:
+            raise _unfinished(at.name, name)
+        elif isinstance(part, Residual):
+            at = _residual(name, part, at, stages)
+        else:
+            at = _stateless(name, part, at, stages)
+    return at
+
+
+def _population(at: _Place, neuron: LIF | Readout, stages: list[Stage]) -> _Place:
+    if isinstance(neuron, LIF):
+        neuron.spread_over(at.shape)
+    elif any(isinstance(link.synapse, Recurrent) for link in at.links):
+        raise UserError(f"layer {at.name} feeds spikes back, and a current readout has none; use nn.Linear")
+    stages.append(Stage(at.name, at.links, neuron, at.shape))
+    return _Place(at.name, at.shape, at.shape)
+
+
+def _stateless(name: str, part: nn.Module, at: _Place, stages: list[Stage]) -> _Place:
+    after = shape_after(name, part, at.shape)
+    if isinstance(part, (nn.AvgPool2d, SumPool2d, nn.Flatten, nn.Dropout)):
+        return replace(at, shape=after, before=(*at.before, part))
+    if isinstance(part, NORMS):
+        raise UserError(f"layer {name} norms no current; put it between a Linear or Conv2d and its LIF neurons")
+    link = Link(at.source, at.before, part, None, at.entering)
+    if isinstance(part, nn.MaxPool2d):
+        if not all(isinstance(earlier, nn.Dropout) for earlier in at.before):
+            raise UserError(f"layer {name} takes the maximum of what is no spike any more; put it after LIF neurons")
+        stages.append(Stage(name, (link,), None, after))
+        return _Place(name, after, after)
+    return replace(at, shape=after, links=(link,), name=name)
+
+
+def _residual(name: str, block: Residual, at: _Place, stages: list[Stage]) -> _Place:
+    ends = [_read(chain.items(), at, f"{name}_", stages) for chain in (block.branch, block.shortcut)]
+    for end, what in zip(ends, ("branch", "shortcut"), strict=True):
+        if not end.links:
+            raise UserError(f"layer {name}: its {what} yields no current; end it with a Linear, Conv2d or Skip")
+    if ends[0].shape != ends[1].shape:
+        raise UserError(
+            f"layer {name} adds a branch of shape {list(ends[0].shape)} and a shortcut of shape {list(ends[1].shape)}; "
+            "give both the same channels and strides"
+        )
+    return replace(at, shape=ends[0].shape, links=ends[0].links + ends[1].links, name=name)
+
+
+def _unfinished(name: str, follower: str) -> UserError:
+    return UserError(
+        f"layer {name} is followed by {follower}; put LIF neurons directly after every Linear and Conv2d (or its norm)"
+    )
