@@ -274,3 +274,18 @@ def test_help_is_there_for_every_command() -> None:
         assert command in overview.stdout
         assert pipeline(command, "--help").returncode == 0
     assert pipeline("trian").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("4C3-BN-MP2-DP0.1-[4C3-BN-4C3-tdBN]-R8-10", ["readout=current", "learn_decay=true", "per_neuron=true"]),
+        ("conv-small", ["alpha=0.3"]),
+    ],
+)
+def test_richer_networks_go_the_whole_way(tmp_path: Path, architecture: str, settings: list[str]) -> None:
+    keys = [f"network.{setting}" for setting in (f"architecture={architecture}", *settings)]
+    keys += ["data.steps=3", "train.epochs=1", "deploy.backends=reference,engine", "deploy.samples=12"]
+    done = pipeline("--out", tmp_path, *[part for key in keys for part in ("--set", key)])
+    assert (done.returncode, "EQUAL" in done.stdout) == (0, True), done.stderr
+    assert (tmp_path / "report.json").is_file()

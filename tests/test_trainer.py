@@ -12,7 +12,7 @@ from base.errors import UserError
 from train.architecture import build
 from train.datasets import Dataset, Samples, load
 from train.encoding import Encoding, encode
-from train.objectives import predict
+from train.objectives import loss, predict
 from train.trainer import Training, evaluate, fit, load_weights, record
 
 TRAINING = Training(epochs=3, batch_size=16)
@@ -208,3 +208,38 @@ def test_digits_reach_ninety_six_percent(tmp_path):
     network = build("64-10", digits.shape, seed=0)
     fit(network, digits, Encoding(), Training(), tmp_path)
     assert evaluate(network, digits.test, Encoding()) >= 0.96
+
+
+def test_dropout_and_norms_repeat_and_resume_bit_for_bit(few, tmp_path):
+    def richer():
+        return build("4C3-BN-DP0.3-R8-tdBN-10", (1, 8, 8), readout="current", seed=0)
+
+    whole = fit(richer(), few, ENCODING, TRAINING, tmp_path / "whole")
+    with pytest.raises(Killed):
+        fit(richer(), few, ENCODING, TRAINING, tmp_path / "killed", killer(2, 3))
+    before = torch.get_rng_state()
+    network = richer()
+    resumed = fit(network, few, ENCODING, TRAINING, tmp_path / "killed")
+    assert torch.equal(before, torch.get_rng_state())
+    assert without_seconds(resumed) == without_seconds(whole)
+    files = [load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "killed")]
+    assert same_tensors(*files)
+    assert set(whole[0]["firing_rate"]) == {"conv1", "recurrent2"}
+    assert not network.training
+
+
+def test_evaluation_uses_running_statistics_and_leaves_the_mode_alone(few):
+    network = build("8-BN-DP0.5-10", (1, 8, 8), readout="current", seed=0)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert evaluate(network, few.test, ENCODING) == evaluate(network, few.test, ENCODING)
+    emitted = record(network, Samples(few.test.values[:5], few.test.labels[:5]), ENCODING)
+    assert network.training
+    assert same_tensors(network.state_dict(), state)
+    assert (emitted["dense1"].dtype, emitted["dense2"].dtype) == (np.uint8, np.float32)
+
+
+def test_a_readout_answers_with_the_largest_current_summed_over_time():
+    currents = torch.tensor([[[0.5, 2.0, -9.0]], [[1.0, -2.0, 10.5]]])
+    assert predict(currents).tolist() == [0]
+    expected = torch.nn.functional.cross_entropy(torch.tensor([[1.5, 0.0, 1.5]]), torch.tensor([2]))
+    assert torch.equal(loss(currents, torch.tensor([2]), spiking=False), expected)
