@@ -181,3 +181,25 @@ def test_without_tonic_its_sets_are_refused_with_the_way_out(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "tonic", None)
     with pytest.raises(UserError, match=rf"'{name}': is read through tonic, which is not installed"):
         load(name, cache=str(tmp_path))
+
+
+def test_spiking_heidelberg_digits_are_read_by_tonic(tmp_path):
+    """In tonic's own layout; skipped where the optional tonic is not installed."""
+    pytest.importorskip("tonic")
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(0)
+    units = rng.integers(0, 700, (40, 30))
+    (tmp_path / "SHD").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "SHD" / f"shd_{part}.h5.zip").write_bytes(b"unpacked already")
+        with h5py.File(tmp_path / "SHD" / f"shd_{part}.h5", "w") as file:
+            times = file.create_dataset("spikes/times", (40,), h5py.vlen_dtype(np.float16))
+            channels = file.create_dataset("spikes/units", (40,), h5py.vlen_dtype(np.uint16))
+            for k in range(40):
+                times[k], channels[k] = np.arange(30, dtype=np.float16) / 64, units[k]
+            file["labels"], file["extra/keys"], file["extra/speaker"] = np.arange(40) % 20, [b""] * 20, np.zeros(40)
+    dataset = load("shd", str(tmp_path), str(tmp_path / "cache"))
+    assert (dataset.shape, dataset.classes, len(dataset.train), len(dataset.test)) == ((700,), 20, 40, 40)
+    for k, (time, channel) in enumerate(dataset.test.values):
+        assert np.array_equal(time, np.arange(30) * 15_625)
+        assert np.array_equal(channel, units[k])

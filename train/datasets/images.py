@@ -145,8 +145,9 @@ def _download(name: str, class_name: str, root: Path, ways: str) -> None:
     try:
         getattr(_torchvision(name, ways), class_name)(root, download=True)
     except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"data set '{name}': torchvision cannot download it ({error}); {ways}, or get a network"
+            f"data set '{name}': torchvision cannot download it ({reason}); {ways}, or get a network"
         ) from error
 
 
