@@ -11,6 +11,8 @@ from typing import Any, get_type_hints
 import tomli_w
 
 from base.errors import UserError, nearest
+from train.augment import Augmentation
+from train.datasets import CACHE
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,13 +24,25 @@ BACKENDS = ("reference", "engine", "lava-models", "lava")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """dataset: a name `train.datasets` knows. encoding: "rate", "latency" or "direct", over `steps` time steps; `bits`
-    is the width of a direct value."""
+    """dataset: a name `train.datasets` knows; folder: where it is (empty: the usual places); cache: where it is kept
+    decoded; validation: the share of the training part held out to choose by.
+
+    encoding: "rate", "latency", "direct" or "delta" for images, "events" for recordings, over `steps` time steps;
+    `bits` is the width of a direct value or a count of events. Of events only: `bins` cuts a recording by "duration",
+    "count" or "window" (of window_us), `pool` sums so many pixels each way. augment: changes to training samples.
+    """
 
     dataset: str = "digits"
+    folder: str = ""
+    cache: str = CACHE
+    validation: float = 0.0
     encoding: str = "rate"
     steps: int = 16
     bits: int = 4
+    bins: str = "duration"
+    window_us: int = 0
+    pool: int = 1
+    augment: Augmentation = field(default_factory=Augmentation)
 
 
 @dataclass(frozen=True)

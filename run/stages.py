@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from deploy.lava.backend import LavaOptions
     from deploy.verify import Comparison
     from quantize.recording import Recording
+    from train.datasets import Dataset
     from train.encoding import Encoding
     from train.network import SpikingNetwork
     from train.trainer import Training
@@ -74,7 +75,6 @@ def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
     """Train the float network; True if there was something to do."""
 
     def work() -> None:
-        from train.datasets import load
         from train.trainer import fit
 
         def show(batch: dict[str, Any]) -> None:
@@ -82,10 +82,9 @@ def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
             note = f"epoch {batch['epoch']}/{batch['epochs']}, accuracy {batch['accuracy']:.1%}"
             progress("train", done, batch["epochs"] * batch["batches"], note)
 
-        dataset, folder_of_stage = load(config.data.dataset), folder.path / "train"
-        fit(_network(config), dataset, _encoding(config), _training(config), folder_of_stage, show)
+        fit(_network(config), _dataset(config), _encoding(config), _training(config), folder.path / "train", show)
 
-    decides = [config.seed, asdict(config.data), asdict(config.network), asdict(config.train)]
+    decides = [config.seed, _data(config), asdict(config.network), asdict(config.train)]
     return folder.step("train", decides, [], [WEIGHTS, METRICS], work)
 
 
@@ -98,16 +97,14 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         from quantize.fidelity import fidelity
         from quantize.fold import fold
         from quantize.scales import quantize as to_integers
-        from train.datasets import load
-        from train.encoding import encode
+        from train.encoding import encode_all
         from train.trainer import load_weights, record
 
-        dataset, encoding, network = load(config.data.dataset), _encoding(config), _network(config)
+        encoding, network, test = _encoding(config), _network(config), _dataset(config).test
         load_weights(network, weights)
         progress("quantize", 0, 3, "choosing integers")
-        integers, scales = to_integers(fold(network), dataset.shape, encoding.payload_bits)
-        test = dataset.test
-        inputs = encode(test.values, np.arange(len(test)), encoding).numpy()
+        integers, scales = to_integers(fold(network), network.input_shape, encoding.payload_bits)
+        inputs = encode_all(test.values, encoding)
         held = held_out.HeldOut(inputs, test.labels)
         progress("quantize", 1, 3, "float network on the held-out part")
         floats = recording.Recording("float", sha256_of(weights), held.hash, record(network, test, encoding))
@@ -120,7 +117,7 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         write_json(folder.path / FIDELITY, lost)
         progress("quantize", 3, 3, "")
 
-    decides = [config.seed, asdict(config.data), asdict(config.network)]
+    decides = [config.seed, _data(config), asdict(config.network)]
     return folder.step("quantize", decides, [weights], [NETWORK, INPUTS, FLOAT, SCALES, FIDELITY], work)
 
 
@@ -254,10 +251,23 @@ def lava_options(config: Config) -> LavaOptions:
     return LavaOptions(chosen.target, chosen.lanes, chosen.deadline, chosen.python, chosen.convolution)
 
 
+def _data(config: Config) -> dict[str, Any]:
+    """What of the data decides a result: all but where it is kept meanwhile."""
+    return {key: value for key, value in asdict(config.data).items() if key != "cache"}
+
+
+def _dataset(config: Config) -> Dataset:
+    from train.datasets import load
+
+    data = config.data
+    return load(data.dataset, data.folder, data.cache, data.validation, data.pool)
+
+
 def _encoding(config: Config) -> Encoding:
     from train.encoding import Encoding
 
-    return Encoding(config.data.encoding, config.data.steps, config.data.bits, config.seed)
+    data = config.data
+    return Encoding(data.encoding, data.steps, data.bits, config.seed, data.bins, data.window_us, data.augment)
 
 
 def _training(config: Config) -> Training:
@@ -269,18 +279,19 @@ def _training(config: Config) -> Training:
 def _network(config: Config) -> SpikingNetwork:
     """The untrained network of the configuration. Raises UserError where it does not fit the data set."""
     from train.architecture import build
-    from train.datasets import load
+    from train.encoding import encode
     from train.neurons import LIF
     from train.presets import expand
 
-    dataset, settings = load(config.data.dataset), asdict(config.network)
-    notation = expand(settings.pop("architecture"), dataset.shape, dataset.classes)
+    dataset, encoding, settings = _dataset(config), _encoding(config), asdict(config.network)
+    shape = tuple(encode(dataset.train.values[:1], np.arange(1), encoding).shape[2:])
+    notation = expand(settings.pop("architecture"), shape, dataset.classes)
     readout = settings.pop("readout")
     network = build(
         notation,
-        dataset.shape,
+        shape,
         neuron=lambda: LIF(**settings),
-        payload_bits=_encoding(config).payload_bits,
+        payload_bits=encoding.payload_bits,
         readout=readout,
         seed=config.seed,
     )

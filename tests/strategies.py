@@ -6,6 +6,7 @@ hundreds of networks cost seconds.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,7 @@ def networks(
         forgetful = draw(st.booleans())
         room = 1 << 22 if forgetful else 1 << 18
         connection = draw(_connection(source, name, shape, (1 << payload_bits) - 1 if source == INPUT else 1, room))
+        connection = replace(connection, delay=draw(st.sampled_from([0, 0, 0, 1, 3])) if cycles else 0)
         target_shape = connection.output_shape(shape)
         joined.append(connection)
         rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -131,6 +133,12 @@ def networks(
                 joined.append(dense(name, target_shape[0], draw(st.integers(1, 3))))
             if cycles and layers and draw(st.booleans()):
                 joined.append(dense(INPUT, int(np.prod(input_shape)), draw(st.integers(0, 2))))
+            if cycles and len(layers) > 1 and draw(st.booleans()):
+                joined.append(dense(layers[0].name, layers[0].size, draw(st.integers(0, 2))))
+            heard = [layer for layer in layers if len(layer.shape) == 1]
+            if cycles and heard and draw(st.booleans()):
+                end = draw(st.sampled_from(heard))
+                joined.append(dense(name, target_shape[0], draw(st.integers(1, 4)), end.size, end.name))
         layers.append(draw(populations(name, target_shape, stock, 2048 if forgetful else 0)))
         source, shape = name, target_shape
     if readouts and draw(st.booleans()):

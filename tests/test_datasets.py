@@ -78,3 +78,40 @@ def test_a_fault_in_the_test_part_is_seen_too():
     dataset = small()
     with pytest.raises(UserError, match="test part"):
         check(replace(dataset, test=Samples(with_value(2.0), dataset.test.labels)))
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5])
+def test_validation_is_the_same_share_of_every_class_of_the_training_part(share):
+    whole, parted = load("digits"), load("digits", validation=share)
+    counts = np.bincount(whole.train.labels)
+    expected = [max(1, round(share * count)) for count in counts]
+    assert np.bincount(parted.validation.labels).tolist() == expected
+    assert len(parted.train) + len(parted.validation) == len(whole.train)
+
+    def rows(samples):
+        return samples.values.reshape(len(samples), -1).tolist()
+
+    assert sorted(rows(parted.train) + rows(parted.validation)) == sorted(rows(whole.train))
+    assert np.array_equal(parted.test.values, whole.test.values)
+    assert np.array_equal(parted.validation.values, load("digits", validation=share).validation.values)
+
+
+def test_without_a_share_there_is_no_validation_part():
+    assert load("digits").validation is None
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 0.999])
+def test_a_share_that_leaves_nothing_to_train_on_is_refused(share):
+    with pytest.raises(UserError, match=r"data\.validation = "):
+        load("digits", validation=share)
+
+
+def test_pooling_of_images_is_refused():
+    with pytest.raises(UserError, match=r"data\.pool = 2: is for events, and 'digits' has images"):
+        load("digits", pool=2)
+
+
+def test_bytes_are_255ths():
+    samples = Samples(np.arange(4, dtype=np.uint8)[:, None], np.arange(4) % 2)
+    dataset = Dataset("bytes", (1,), 2, samples, samples)
+    assert check(dataset) is dataset

@@ -68,6 +68,34 @@ def test_direct_repeats_the_nearest_level(bits):
         assert np.array_equal(step.numpy(), np.round(PIXELS * (2**bits - 1)).astype(np.uint8))
 
 
+def test_bytes_are_encoded_as_255ths():
+    bytes_ = np.arange(256, dtype=np.uint8)[None]
+    levels = encode(bytes_, np.array([0]), Encoding("direct", 1, 4))[0, 0]
+    assert levels.tolist() == [(15 * value * 2 + 255) // 510 for value in range(256)]
+    assert torch.equal(
+        encode(bytes_, np.array([5]), Encoding()), encode(bytes_ / np.float32(255), np.array([5]), Encoding())
+    )
+
+
+def test_delta_scans_the_rows_and_spikes_where_they_change():
+    image = np.array([[[0.5, 0.0], [0.5, 0.25], [0.25, 0.3]]], np.float32)
+    spikes = encode(image[None], np.array([0]), Encoding("delta", 3))
+    assert spikes.shape == (3, 1, 2, 1, 2)
+    assert spikes[:, 0, 0, 0].tolist() == [[1, 0], [0, 1], [0, 0]]
+    assert spikes[:, 0, 1, 0].tolist() == [[0, 0], [0, 0], [1, 0]]
+    rgb = np.random.default_rng(1).random((2, 3, 5, 4), dtype=np.float32)
+    both = encode(rgb, np.arange(2), Encoding("delta", 5))
+    change = np.diff(np.concatenate([np.zeros_like(rgb[:, :, :1]), rgb], 2), axis=2).transpose(2, 0, 1, 3)
+    assert np.array_equal(both[:, :, :, 0].numpy(), np.concatenate([change >= 0.1, change <= -0.1], 2))
+
+
+def test_delta_needs_a_step_for_every_row():
+    with pytest.raises(UserError, match="as many steps as the image has rows, 4, not T = 7"):
+        encode(PIXELS, INDICES, Encoding("delta", 7))
+    with pytest.raises(UserError, match=r"images \[C, H, W\]"):
+        encode(PIXELS[:, 0, 0], INDICES, Encoding("delta", 7))
+
+
 def test_spike_encodings_have_one_payload_bit():
     assert Encoding("rate", bits=4).payload_bits == Encoding("latency", bits=4).payload_bits == 1
 
@@ -87,6 +115,9 @@ def test_an_epoch_of_digits_is_encoded_within_a_second():
         ({"bits": 0}, "bits = 0"),
         ({"bits": 9}, "bits = 9"),
         ({"seed": -1}, "seed = -1"),
+        ({"bins": "counts"}, "did you mean 'count'"),
+        ({"bins": "window"}, "window_us = 0: a window of at least 1 us"),
+        ({"window_us": 5}, "bins = 'duration' and window_us = 5"),
     ],
 )
 def test_impossible_encodings_are_refused(wrong, text):

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from strategies import networks
-from test_lava_models import DENSE, assert_equal, chain
+from test_lava_models import DENSE, assert_equal, chain, linked, turns_in_lava
 
 from base.errors import UserError
 from deploy.lava import backend, models
 from deploy.lava.backend import LavaOptions
 from quantize import reference
-from quantize.integer_network import Connection, IntegerNetwork
+from quantize.integer_network import INPUT, Connection, IntegerNetwork
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "SPIKEPROOF_TEST_MARK"
@@ -134,6 +134,38 @@ def test_random_networks_equal_reference_and_models(
     got = backend.run(network, inputs, 2, LavaOptions(target, lanes, convolution=convolution))
     assert_equal(reference.run(network, inputs, 2), got)
     assert_equal(models.run(network, inputs, 2, convolution), got)
+
+
+@pytest.mark.slow
+@given(networks(cycles=True, readouts=True), st.sampled_from([1, 3]), st.sampled_from(["Sparse", "Conv"]))
+@settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_random_recurrent_networks_equal_reference_and_models(
+    drawn: tuple[IntegerNetwork, np.ndarray], lanes: int, convolution: str
+) -> None:
+    network, inputs = drawn
+    assume(turns_in_lava(network) and any(connection.delay for connection in network.connections))
+    got = backend.run(network, inputs, 2, LavaOptions(lanes=lanes, convolution=convolution))
+    assert_equal(reference.run(network, inputs, 2), got)
+    assert_equal(models.run(network, inputs, 2, convolution), got)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_the_simulator_runs_cycles_through_several_populations(lanes: int) -> None:
+    network = linked(
+        (INPUT, "a", 0), ("a", "a", 1), ("a", "b", 0), ("b", "a", 2), ("b", "c", 0), ("c", "a", 4), (INPUT, "c", 0)
+    )
+    inputs = np.random.default_rng(0).integers(0, 2, (5, 7, 4)).astype(np.uint8)
+    expected = reference.run(network, inputs, 4)
+    assert expected.spikes["c"].any()
+    assert_equal(expected, backend.run(network, inputs, 4, LavaOptions(lanes=lanes)))
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import networkx
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -54,6 +55,51 @@ def test_lava_models_equal_the_reference(drawn: tuple[IntegerNetwork, np.ndarray
     assert_equal(reference.run(network, inputs, NETWORK_STATES), models.run(network, inputs, NETWORK_STATES))
 
 
+def turns_in_lava(network: IntegerNetwork) -> bool:
+    """Whether every cycle has a step of delay for each of its connections, found by looking at every cycle."""
+    shortest = networkx.DiGraph()
+    for connection in sorted(network.connections, key=lambda connection: -connection.delay):
+        shortest.add_edge(connection.source, connection.target, delay=connection.delay)
+    cycles = (zip(cycle, cycle[1:] + cycle[:1], strict=True) for cycle in networkx.simple_cycles(shortest))
+    return all(sum(shortest.edges[edge]["delay"] - 1 for edge in cycle) >= 0 for cycle in cycles)
+
+
+@given(networks(cycles=True, readouts=True))
+@settings(relaxed, max_examples=200)
+def test_recurrent_delayed_and_skipping_connections_equal_the_reference(
+    drawn: tuple[IntegerNetwork, np.ndarray],
+) -> None:
+    network, inputs = drawn
+    assume(turns_in_lava(network))
+    assert_equal(reference.run(network, inputs, NETWORK_STATES), models.run(network, inputs, NETWORK_STATES))
+
+
+@given(networks(cycles=True, readouts=True), st.integers(2, 4))
+@settings(relaxed, max_examples=60)
+def test_recurrent_delayed_and_skipping_connections_with_lanes_equal_the_reference(
+    drawn: tuple[IntegerNetwork, np.ndarray], lanes: int
+) -> None:
+    network, inputs = drawn
+    assume(turns_in_lava(network))
+    states = min(NETWORK_STATES, inputs.shape[1])
+    schedule = graph.Schedule(*inputs.shape[:2], states, lanes)
+    got = models.run_scheduled(network, inputs, schedule, "Sparse")
+    assert_equal(reference.run(network, inputs, states), got)
+
+
+@given(networks(cycles=True, readouts=True))
+@settings(relaxed, max_examples=200)
+def test_just_the_cycles_that_cannot_turn_in_lava_are_refused(drawn: tuple[IntegerNetwork, np.ndarray]) -> None:
+    network, _ = drawn
+    if turns_in_lava(network):
+        lag = graph.lags(network)
+        assert lag[INPUT] == min(lag.values()) == 0
+        assert all(c.delay + lag[c.target] - lag[c.source] >= 1 for c in network.connections)
+    else:
+        with pytest.raises(UserError, match="network: the cycle"):
+            graph.lags(network)
+
+
 @given(networks(), st.integers(2, 4))
 @settings(relaxed, max_examples=60)
 def test_lanes_equal_the_reference(drawn: tuple[IntegerNetwork, np.ndarray], lanes: int) -> None:
@@ -64,11 +110,11 @@ def test_lanes_equal_the_reference(drawn: tuple[IntegerNetwork, np.ndarray], lan
     assert_equal(reference.run(network, inputs, states), got)
 
 
-@given(networks(stock=True))
+@given(networks(stock=True, cycles=True))
 @settings(relaxed, max_examples=40)
 def test_conv_and_sparse_are_the_same_mapping(drawn: tuple[IntegerNetwork, np.ndarray]) -> None:
     network, inputs = drawn
-    assume(any(connection.is_conv for connection in network.connections))
+    assume(any(connection.is_conv for connection in network.connections) and turns_in_lava(network))
     assert_equal(models.run(network, inputs, 1), models.run(network, inputs, 1, convolution="Conv"))
 
 
@@ -143,16 +189,107 @@ def test_conv_is_used_only_where_it_can_hold_the_exponent(exponent: int, kind: s
 DENSE = Connection(INPUT, "a", np.full((2, 4), 2))
 
 
+def linked(*links: tuple[str, str, int]) -> IntegerNetwork:
+    """Populations of four neurons that fire often, joined by (source, target, delay)."""
+    rng = np.random.default_rng(0)
+    connections = [Connection(*ends, 2 * rng.integers(-20, 60, (4, 4)), delay=delay) for *ends, delay in links]
+    return chain(*connections, bias_mant=60, bias_exp=4)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+@pytest.mark.parametrize(
+    "links",
+    [
+        [(INPUT, "a", 0), ("a", "a", 1)],
+        [(INPUT, "a", 2), ("a", "a", 3), ("a", "b", 0), ("a", "b", 2)],
+        [(INPUT, "a", 0), ("a", "b", 0), ("b", "c", 0), (INPUT, "c", 0), ("a", "c", 0)],
+        [(INPUT, "a", 0), ("a", "b", 0), ("b", "a", 2)],
+        [(INPUT, "a", 0), ("a", "b", 1), ("b", "a", 1)],
+        [(INPUT, "a", 0), ("a", "b", 2), ("b", "a", 0)],
+        [(INPUT, "a", 0), ("a", "b", 0), ("b", "c", 0), ("c", "a", 7), ("c", "b", 2), ("b", "b", 1)],
+    ],
+)
+def test_windows_of_any_length_hold_what_is_under_way(
+    links: list[tuple[str, str, int]], steps: int, lanes: int
+) -> None:
+    network = linked(*links)
+    inputs = np.random.default_rng(steps).integers(0, 2, (steps, 5, 4)).astype(np.uint8)
+    expected = reference.run(network, inputs, 5)
+    assert steps == 1 or expected.spikes[network.output].any()
+    got = models.run_scheduled(network, inputs, graph.Schedule(steps, 5, 5, lanes), "Sparse")
+    assert_equal(expected, got)
+
+
+def test_the_longest_delay_arrives_at_its_step() -> None:
+    network = chain(
+        Connection(INPUT, "a", np.full((1, 1), 254)),
+        Connection(INPUT, "a", np.full((1, 1), 254), delay=62),
+        input_shape=(1,),
+        decay_u=4095,
+    )
+    inputs = np.zeros((64, 2, 1), np.uint8)
+    inputs[[0, 1, 2]] = 1
+    expected = reference.run(network, inputs, 2)
+    assert np.flatnonzero(expected.spikes["a"][:, 1]).tolist() == [0, 1, 2, 62, 63]
+    assert_equal(expected, models.run(network, inputs, 2))
+
+
+def test_a_skipped_level_is_a_step_of_extra_delay_without_a_gate() -> None:
+    network = linked((INPUT, "a", 0), ("a", "b", 0), ("b", "c", 0), (INPUT, "c", 0), ("a", "c", 0))
+    parts = graph.plan(network, graph.Schedule(9, 1), "Sparse", Path(".")).parts
+    axons = {name: part.arguments for name, part in parts.items() if part.kind == "Axon"}
+    assert {name: (axon["delay"], axon["layer_delay"]) for name, axon in axons.items()} == {
+        "axon 1 input->c": (2, 0),
+        "axon 2 a->c": (1, 0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("links", "lag"),
+    [
+        ([(INPUT, "a", 0), ("a", "b", 0), (INPUT, "b", 0)], {"a": 1, "b": 2}),
+        ([(INPUT, "a", 0), ("a", "b", 1)], {"a": 1, "b": 1}),
+        ([(INPUT, "a", 5), ("a", "b", 0)], {"a": 0, "b": 1}),
+        # The delayed connection points to a population before it: "a" is put off until the spikes of "b" can come.
+        ([(INPUT, "a", 0), (INPUT, "b", 0), ("b", "c", 0), ("c", "a", 1)], {"a": 2, "b": 1, "c": 2}),
+    ],
+)
+def test_a_population_lags_by_what_its_connections_need(links: list[tuple[str, str, int]], lag: dict[str, int]) -> None:
+    assert graph.lags(linked(*links)) == {INPUT: 0} | lag
+
+
+def test_stock_processes_hold_whatever_is_recurrent_delayed_or_skips() -> None:
+    network = linked((INPUT, "a", 0), ("a", "a", 1), ("a", "b", 0), ("b", "a", 2), (INPUT, "b", 0), ("a", "b", 1))
+    parts = graph.plan(network, graph.Schedule(9, 1), "Sparse", Path(".")).parts
+    kinds = {name: part.kind for name, part in parts.items() if not name.startswith(("recorder", "axon"))}
+    assert kinds.pop(INPUT) == "Player"
+    assert {kind for name, kind in kinds.items() if name.startswith("neurons")} == {"LIFReset"}
+    assert [kind for name, kind in kinds.items() if name.startswith("synapse")] == ["Dense"] * 6
+    plain = linked((INPUT, "a", 0), ("a", "b", 0))
+    parts = graph.plan(plain, graph.Schedule(9, 1), "Sparse", Path(".")).parts
+    assert "Axon" not in {part.kind for part in parts.values()}
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     ("network", "convolution", "words"),
     [
-        (chain(Connection(INPUT, "a", np.full((2, 4), 2), delay=3)), "Sparse", ["input->a", "delay 3", "engine"]),
-        (chain(DENSE, Connection("a", "a", np.full((2, 2), 2), delay=1)), "Sparse", ["a->a", "delay 1", "engine"]),
         (
-            chain(DENSE, Connection("a", "b", np.full((2, 2), 2)), Connection(INPUT, "b", np.full((2, 4), 2))),
+            linked((INPUT, "a", 0), ("a", "b", 0), ("b", "a", 1), ("a", "c", 0)),
             "Sparse",
-            ["input->b", "skips 1", "engine"],
+            ["the cycle", "a -> b", "b -> a", "delay of 1,", "total of 2", "engine"],
+        ),
+        (
+            linked((INPUT, "a", 0), ("a", "b", 0), ("b", "c", 1), ("c", "a", 1), ("a", "a", 1)),
+            "Sparse",
+            ["the cycle", "a -> b", "b -> c", "c -> a", "delay of 2,", "total of 3", "engine"],
+        ),
+        (
+            linked((INPUT, "a", 0), ("a", "b", 0), (INPUT, "b", 62)),
+            "Sparse",
+            ["input->b", "delay of 62", "2 levels", "63 extra steps", "at most 62", "engine"],
         ),
         (
             chain(Connection(INPUT, "a", np.full((1, 1, 1, 1), 2), padding=(50, 0)), input_shape=(1, 28, 28)),
@@ -194,6 +331,7 @@ def test_catalogue_names_the_models_that_lava_itself_selects() -> None:
         Connection(INPUT, "a", 2 * rng.integers(-9, 9, (2, 1, 2, 2))),
         Connection("a", "b", 2 * rng.integers(-9, 9, (2, 2, 2, 2)), -1),
         Connection("b", "c", 2 * rng.integers(-9, 9, (3, 2))),
+        Connection("c", "c", 2 * rng.integers(-9, 9, (3, 3)), delay=2),
         input_shape=(1, 3, 3),
     )
     soft = chain(DENSE, reset="soft")

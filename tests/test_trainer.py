@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from base.errors import UserError
 from train.architecture import build
+from train.augment import Augmentation
 from train.datasets import Dataset, Samples, load
 from train.encoding import Encoding, encode
+from train.events import Recordings
 from train.objectives import loss, predict
 from train.trainer import Training, evaluate, fit, load_weights, record
 
@@ -243,3 +245,32 @@ def test_a_readout_answers_with_the_largest_current_summed_over_time():
     assert predict(currents).tolist() == [0]
     expected = torch.nn.functional.cross_entropy(torch.tensor([[1.5, 0.0, 1.5]]), torch.tensor([2]))
     assert torch.equal(loss(currents, torch.tensor([2]), spiking=False), expected)
+
+
+def test_validation_is_measured_every_epoch_and_changes_nothing_else(few, uninterrupted, tmp_path):
+    held = Samples(few.test.values[:50], few.test.labels[:50])
+    network = fresh()
+    metrics = fit(network, replace(few, validation=held), ENCODING, TRAINING, tmp_path)
+    assert metrics[-1]["validation_accuracy"] == evaluate(network, held, ENCODING)
+    without = [{key: value for key, value in line.items() if key != "validation_accuracy"} for line in metrics]
+    assert without_seconds(without) == without_seconds(uninterrupted[1])
+
+
+def test_recordings_of_events_are_learned_and_resumed_with_augmentation(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    address = (rng.integers(0, 4, (40, 30)) + 4 * labels[:, None]).ravel().astype(np.uint8)
+    time = np.sort(rng.integers(0, 1000, (40, 30)), 1)
+    starts = np.arange(0, 1200, 30)
+    values = Recordings((time - time[:, :1]).ravel(), address, starts, starts + 30, (8,))
+    part = Samples(values, labels)
+    dataset = Dataset("channels", (8,), 2, part, part)
+    encoding = Encoding("events", 5, 2, augment=Augmentation(roll=1, jitter_us=20, drop=0.1))
+    training = Training(epochs=15, batch_size=8)
+    whole, resumed = (build("12-2", (8,), payload_bits=2, seed=0) for _ in range(2))
+    fit(whole, dataset, encoding, training, tmp_path / "whole")
+    with pytest.raises(Killed):
+        fit(build("12-2", (8,), payload_bits=2, seed=0), dataset, encoding, training, tmp_path / "cut", killer(7, 3))
+    fit(resumed, dataset, encoding, training, tmp_path / "cut")
+    assert same_tensors(dict(whole.state_dict()), dict(resumed.state_dict()))
+    assert evaluate(whole, part, encoding) == 1.0

@@ -24,7 +24,7 @@ from torch import Tensor
 from base.errors import UserError
 from base.files import whole_file, write_text
 from train.datasets import Dataset, Samples
-from train.encoding import Encoding, encode
+from train.encoding import Encoding, batches, encode
 from train.modes import dropping_out, evaluating
 from train.network import SpikingNetwork
 from train.objectives import loss, predict
@@ -63,7 +63,9 @@ def fit(
     progress: Callable[[dict[str, Any]], None] | None = None,
     fingerprint: str = "",
 ) -> Metrics:
-    """Train the network in place, leave it in evaluation mode; return one line of metrics per epoch.
+    """Train the network in place and leave it in evaluation mode.
+
+    Returns one line of metrics per epoch, with validation accuracy if there is that part.
 
     Writes into `folder`, each file whole or not at all: state.safetensors and metrics.jsonl after every epoch,
     weights.safetensors at the end. Training goes on after the epoch of a state found there if that came from the same
@@ -81,7 +83,10 @@ def fit(
     identity = _identity(network, dataset, encoding, training, fingerprint)
     metrics = _resume(folder / "state.safetensors", network, optimizer, identity)
     for epoch in range(len(metrics) + 1, training.epochs + 1):
-        metrics.append(_epoch(epoch, network, optimizer, dataset.train, encoding, training, progress))
+        line = _epoch(epoch, network, optimizer, dataset.train, encoding, training, progress)
+        if dataset.validation is not None:
+            line["validation_accuracy"] = evaluate(network, dataset.validation, encoding)
+        metrics.append(line)
         _save_state(folder / "state.safetensors", network, optimizer, identity, metrics)
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
     network.eval()
@@ -119,24 +124,25 @@ def evaluate(
     """Share of samples whose label the network predicts."""
     correct = 0
     with torch.inference_mode(), evaluating(network):
-        for chosen, spikes in _batches(samples, encoding, batch_size):
+        for chosen, spikes in batches(samples.values, encoding, batch_size):
             correct += int((predict(network(spikes)).cpu() == torch.from_numpy(samples.labels[chosen])).sum())
     return correct / len(samples)
 
 
 def record(network: SpikingNetwork, samples: Samples, encoding: Encoding) -> dict[str, np.ndarray]:
     """What every population does for every sample: rasters uint8 [T, N, *shape] by population, a readout's currents as
-    floats."""
+    float32."""
+    recorded = {
+        stage.name: np.empty(
+            (encoding.steps, len(samples), *stage.output_shape), np.uint8 if stage.spiking else np.float32
+        )
+        for stage in network.stages
+    }
     with evaluating(network):
-        parts = [network.rasters(spikes) for _, spikes in _batches(samples, encoding, EVALUATION_BATCH)]
-    return {name: torch.cat([part[name] for part in parts], 1).cpu().numpy() for name in parts[0]}
-
-
-def _batches(samples: Samples, encoding: Encoding, size: int) -> Any:
-    indices = np.arange(len(samples))
-    for start in range(0, len(samples), size):
-        chosen = indices[start : start + size]
-        yield chosen, encode(samples.values[chosen], chosen, encoding)
+        for chosen, spikes in batches(samples.values, encoding, EVALUATION_BATCH):
+            for name, raster in network.rasters(spikes).items():
+                recorded[name][:, chosen] = raster.cpu().numpy()
+    return recorded
 
 
 def _epoch(
@@ -209,7 +215,10 @@ def _identity(
     digest = hashlib.sha256(
         "\n".join(map(str, (fingerprint, network, network.payload_bits, encoding, training, dataset.name))).encode()
     )
-    for array in (dataset.train.values, dataset.train.labels):
+    digest.update(dataset.fingerprint.encode())
+    values = dataset.train.values
+    arrays = [values] if isinstance(values, np.ndarray) else [values.time, values.address, values.starts, values.stops]
+    for array in (*([] if dataset.fingerprint else arrays), dataset.train.labels):
         digest.update(array.tobytes())
     for weights in network.parameters():
         digest.update(weights.detach().cpu().numpy().tobytes())

@@ -22,6 +22,7 @@ KINDS = {
     "LIFReset": ("lava.proc.lif.process", "lava.proc.lif.models", "PyLifResetModelBitAcc"),
     "IntegerLIF": ("deploy.lava.processes.neurons", "deploy.lava.processes.neurons", "PyIntegerLIFModel"),
     "LanedSynapse": ("deploy.lava.processes.synapses", "deploy.lava.processes.synapses", "PyLanedSynapseModel"),
+    "Axon": ("deploy.lava.processes.axons", "deploy.lava.processes.axons", "PyAxonModel"),
     "Player": ("deploy.lava.processes.files", "deploy.lava.processes.files", "PyPlayerModel"),
     "RasterRecorder": ("deploy.lava.processes.files", "deploy.lava.processes.files", "PyRasterRecorderModel"),
     "StateRecorder": ("deploy.lava.processes.files", "deploy.lava.processes.files", "PyStateRecorderModel"),

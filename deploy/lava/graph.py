@@ -2,8 +2,9 @@
 
 The plan is plain data and imports no Lava; the full runtime and the bare model classes both run it. Stock processes
 (`Dense`, `Sparse`, `Conv`, `LIFReset`) are used wherever they can say it. Lava delivers a connection's sum one step
-late, so a population of depth k runs step t of sample b at Lava step b T + t + k + 1; this file alone knows that.
-Whatever Lava would accept and compute otherwise than the contract is refused here.
+late, so every population lags behind the input: lagging by k, it runs step t of sample b at Lava step b T + t + k + 1.
+What is to arrive later still, since it is delayed or skips levels, goes through an `Axon`. This file alone knows about
+that. Whatever Lava would accept and compute otherwise than the contract is refused here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from base.errors import UserError, nearest
+from quantize.arithmetic import DELAY_MAX
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 
 CONVOLUTIONS = ("Sparse", "Conv")
@@ -56,7 +58,9 @@ class Wire:
 
 @dataclass(eq=False)
 class Plan:
-    """parts: in the order in which data flows. watched: each state recorder's name with the neurons it reads."""
+    """parts: in the order in which data flows from one synapse to the next. watched: recorders of u and v with the
+    neurons they read.
+    """
 
     total_steps: int
     parts: dict[str, Part] = field(default_factory=dict)
@@ -80,8 +84,8 @@ class Files:
         return str(self.folder / f"{kind}-{position}.npy")
 
 
-def recorded_kinds(schedule: Schedule) -> tuple[str, ...]:
-    return ("spikes", "u", "v") if schedule.states else ("spikes",)
+def recorded_kinds(population: Population, schedule: Schedule) -> tuple[str, ...]:
+    return ("spikes", "u", "v") if schedule.states and population.spiking else ("spikes",)
 
 
 def plan(network: IntegerNetwork, schedule: Schedule, convolution: str, folder: Path) -> Plan:
@@ -90,53 +94,74 @@ def plan(network: IntegerNetwork, schedule: Schedule, convolution: str, folder: 
     Raises UserError for what `check` refuses.
     """
     check(network, schedule, convolution)
-    made = Plan(total_steps=schedule.windows * schedule.steps + max(network.depth.values()))
+    lag = lags(network)
+    made = Plan(total_steps=schedule.windows * schedule.steps + max(lag.values()))
     files, lanes = Files(folder, network), {"lanes": schedule.lanes}
     shape = _ports(network.input_shape, schedule)
-    made.parts[INPUT] = Part("Player", {"shape": shape, "path": files.inputs, "first_step": 1, **lanes})
+    made.parts[INPUT] = Part("Player", {"shape": shape, "path": files.inputs, "first_step": lag[INPUT] + 1, **lanes})
     for name in network.order:
-        population, neurons, recorder = network[name], f"neurons {name}", f"recorder {name}"
-        first_step = network.depth[name] + 1
-        shape = _ports(population.shape, schedule)
-        for number, connection in enumerate(network.into(name)):
-            synapse, source = f"synapse {number} {connection.name}", connection.source
-            part, arriving, leaving = _synapse(network, connection, schedule, convolution)
-            made.parts[synapse] = part
-            made.wires.append(Wire(source if source == INPUT else f"neurons {source}", synapse, arriving))
-            made.wires.append(Wire(synapse, neurons, leaving))
-        made.parts[neurons] = _neurons(population, schedule, first_step)
-        made.parts[recorder] = Part(
-            "StateRecorder" if schedule.states else "RasterRecorder",
-            {"shape": shape, "first_step": first_step, **lanes}
-            | {f"{kind}_path": files.of(kind, name) for kind in recorded_kinds(schedule)},
+        population, kinds = network[name], recorded_kinds(network[name], schedule)
+        if population.spiking:
+            made.parts[_sender(name)] = _neurons(population, schedule, lag[name] + 1)
+            made.wires.append(Wire(_sender(name), _recorder(name)))
+        made.parts[_recorder(name)] = Part(
+            "StateRecorder" if "u" in kinds else "RasterRecorder",
+            {"shape": _ports(population.shape, schedule), "first_step": lag[name] + 1, **lanes}
+            | {f"{kind}_path": files.of(kind, name) for kind in kinds},
         )
-        made.wires.append(Wire(neurons, recorder))
-        if schedule.states:
-            made.watched[recorder] = neurons
+        if "u" in kinds:
+            made.watched[_recorder(name)] = _sender(name)
+    for name in network.order:
+        for number, connection in enumerate(network.into(name)):
+            source, synapse = _sender(connection.source), f"synapse {number} {connection.name}"
+            if connection.delay or _extra_delay(connection, lag):
+                axon = f"axon {number} {connection.name}"
+                made.parts[axon] = _axon(network, connection, schedule, lag)
+                made.wires.append(Wire(source, axon))
+                source = axon
+            made.parts[synapse], arriving, leaving = _synapse(network, connection, schedule, convolution)
+            made.wires += [Wire(source, synapse, arriving), Wire(synapse, _receiver(network[name]), leaving)]
     return made
+
+
+def lags(network: IntegerNetwork) -> dict[str, int]:
+    """By how many Lava steps each population lags behind the input: the smallest numbers that suit every connection.
+
+    From its source's step t to its target's step t + delay a connection has delay + lag[target] - lag[source] Lava
+    steps, of which its synapse takes one. So the lag is the longest way from anywhere, where a connection counts
+    1 - delay (Bellman and Ford). Raises UserError for a cycle that grows with every turn: less delay than connections.
+    """
+    lag = dict.fromkeys((INPUT, *network.order), 0)
+    latest: dict[str, Connection] = {}
+    for _ in lag:
+        moved = ""
+        for connection in network.connections:
+            needed = lag[connection.source] - connection.delay + 1
+            if needed > lag[connection.target]:
+                moved = connection.target
+                lag[moved], latest[moved] = needed, connection
+        if not moved:
+            return lag
+    cycle = _cycle(latest, moved)
+    names, delay = " -> ".join([cycle[0].source, *(c.target for c in cycle)]), sum(c.delay for c in cycle)
+    raise UserError(
+        f"network: the cycle {names} has a total delay of {delay}, but each of its connections takes Lava a step; "
+        f"raise its delays to a total of {len(cycle)} or run the backend 'engine'."
+    )
 
 
 def check(network: IntegerNetwork, schedule: Schedule, convolution: str) -> None:
     """Raises UserError, naming the population or connection, for what Lava cannot run as the contract says."""
     if convolution not in CONVOLUTIONS:
         raise UserError(f"lava: there is no convolution '{convolution}'; {nearest(convolution, CONVOLUTIONS)}")
-    for population in network.populations:
-        if not population.spiking:
-            raise UserError(
-                f"population '{population.name}': a readout without neurons is not supported on Lava; "
-                "give it neurons or run the backend 'engine'."
-            )
+    lag = lags(network)
     for connection in network.connections:
-        what, span = f"connection {connection.name}", _span(network, connection)
-        if connection.delay:
+        extra = _extra_delay(connection, lag)
+        if extra > DELAY_MAX:
             raise UserError(
-                f"{what}: delay {connection.delay} is not supported on Lava, only 0 is; "
-                "remove the delay or run the backend 'engine'."
-            )
-        if span != 1:
-            raise UserError(
-                f"{what}: skips {span - 1} of the populations between its ends, which Lava would deliver too early; "
-                "remove the skip or run the backend 'engine'."
+                f"connection {connection.name}: a delay of {connection.delay} over {extra + 1 - connection.delay} "
+                f"levels takes {extra} extra steps on Lava, at most {DELAY_MAX} are possible; lower the delay, skip "
+                "fewer levels or run the backend 'engine'."
             )
         if convolution == "Conv" and schedule.lanes == 1 and _as_conv(connection):
             _check_conv(connection, network.shape_of(connection.source))
@@ -181,8 +206,39 @@ def _ports(shape: tuple[int, ...], schedule: Schedule) -> tuple[int, ...]:
     return (size,) if schedule.lanes == 1 else (size, schedule.lanes)
 
 
-def _span(network: IntegerNetwork, connection: Connection) -> int:
-    return network.depth[connection.target] - network.depth[connection.source]
+def _sender(name: str) -> str:
+    """The part that sends the spikes of a population or of the input."""
+    return name if name == INPUT else f"neurons {name}"
+
+
+def _recorder(name: str) -> str:
+    return f"recorder {name}"
+
+
+def _receiver(population: Population) -> str:
+    """The part that the synapses of a population send to: a readout has no neurons, its activation is recorded."""
+    return _sender(population.name) if population.spiking else _recorder(population.name)
+
+
+def _cycle(latest: dict[str, Connection], name: str) -> list[Connection]:
+    """The cycle that a population is on or behind; `latest` holds the connection by which each was put off last."""
+    for _ in latest:
+        name = latest[name].source
+    cycle = [latest[name]]
+    while cycle[0].source != name:
+        cycle.insert(0, latest[cycle[0].source])
+    return cycle
+
+
+def _extra_delay(connection: Connection, lag: dict[str, int]) -> int:
+    """Lava steps beside the one that the synapse itself takes."""
+    return connection.delay + lag[connection.target] - lag[connection.source] - 1
+
+
+def _axon(network: IntegerNetwork, connection: Connection, schedule: Schedule, lag: dict[str, int]) -> Part:
+    shape = _ports(network.shape_of(connection.source), schedule)
+    delays = {"delay": _extra_delay(connection, lag), "layer_delay": connection.delay}
+    return Part("Axon", {"shape": shape, **delays, "window": schedule.steps, "first_step": lag[connection.source] + 1})
 
 
 def _neurons(population: Population, schedule: Schedule, first_step: int) -> Part:

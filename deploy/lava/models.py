@@ -34,13 +34,22 @@ class _Channel:
     def __init__(self, name: str, shape: tuple[int, ...], dtype: Any) -> None:
         self.name, self.shape, self.dtype = name, shape, dtype
         self.messages: deque[np.ndarray] = deque()
+        self.early: deque[np.ndarray] = deque()
+
+    def send_early(self, data: np.ndarray) -> None:
+        """Send what the sender will send at its next turn, which is then only compared."""
+        self.send(data)
+        self.early.append(self.messages[-1])
 
     def send(self, data: np.ndarray) -> None:
         if data.shape != self.shape:
             raise AssertionError(f"{data.shape=} {self.shape=} Mismatch")
         message = np.empty(self.shape, self.dtype)
         message[:] = data[:]
-        self.messages.append(message)
+        if self.early:
+            assert np.array_equal(message, self.early.popleft()), f"{self.name}: sent otherwise than announced"
+        else:
+            self.messages.append(message)
 
     def recv(self) -> np.ndarray:
         return self.messages.popleft()
@@ -72,6 +81,7 @@ def run_scheduled(network: IntegerNetwork, inputs: np.ndarray, schedule: Schedul
         prepare(folder, network, inputs, schedule)
         models = _build(made)
         for step in range(1, made.total_steps + 1):
+            _send_buffers(models)
             for model in models:
                 model.time_step = step
                 model.run_spk()
@@ -81,8 +91,21 @@ def run_scheduled(network: IntegerNetwork, inputs: np.ndarray, schedule: Schedul
         return collect(folder, network, inputs, schedule, "lava-models")
 
 
+def _send_buffers(models: list[Any]) -> None:
+    """Let every synapse send what it holds from the step before.
+
+    Lava's synapses do so before they receive, and a cycle of processes runs because of that. Here, where each has one
+    turn a step, the neurons of a cycle need the message before the synapse can have its turn.
+    """
+    for model in models:
+        for buffer in ("a_buff", "a_buf"):  # the second in Conv
+            if hasattr(model, buffer):
+                for channel in model.a_out.csp_ports:
+                    channel.send_early(getattr(model, buffer))
+
+
 def _build(made: Plan) -> list[Any]:
-    """The plan's models in its order, in which each finds the messages that it reads in a step already sent."""
+    """The plan's models in its order: once the synapses' buffers are sent, each finds the messages that it reads."""
     processes = assemble(made)
     builders = {process: _builder(process) for process in processes.values()}
     for target, receiver in builders.items():
