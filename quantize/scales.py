@@ -28,6 +28,7 @@ THRESHOLD_MAX = (1 << rules.THRESHOLD_BITS) - 1
 BIAS_MANTISSA_MAX = (1 << (rules.BIAS_BITS - 1)) - 1
 ACTIVATION_MAX = (1 << (rules.ACTIVATION_BITS - 1)) - 1
 STATE_UNIT = 1 << rules.STATE_SHIFT
+WEIGHT_BITS_TO_SPARE = 6  # of 8, where inputs are so wide or memory so long that no exponent alone keeps sums inside
 
 Row = dict[str, Any]
 
@@ -132,9 +133,12 @@ def _span(values: Any) -> Any:
 
 def _grids(layer: FoldedLayer, exponent: int) -> list[_Grid]:
     """Every connection's weights in 8 bits where the strongest has that exponent: mantissa scales are powers of two
-    apart, the finest under which the weights fit and the exponent is one of the chip's."""
+    apart, the finest under which the weights fit and the exponent is one of the chip's. An exponent below those of the
+    chip takes bits from the weights instead."""
+    coarser = max(0, rules.EXPONENT_MIN - exponent)
     strongest = max(_largest(connection) for connection in layer.connections)
     scale = rules.WEIGHT_MAX / strongest if strongest else 1 / (layer.threshold or 1.0)
+    scale, exponent = scale / 2**coarser, exponent + coarser
     grids = []
     for connection in layer.connections:
         largest = _largest(connection)
@@ -164,7 +168,7 @@ def _fitting(layer: FoldedLayer, decay_u: int, payload: int) -> list[_Grid]:
     out."""
     memory = rules.DECAY_UNITY / (decay_u + rules.CURRENT_DECAY_OFFSET)  # how often a constant input adds up in u
     bias, largest = np.abs(layer.bias).max(), max(map(_largest, layer.connections))
-    for exponent in range(rules.EXPONENT_MAX, rules.EXPONENT_MIN - 1, -1):
+    for exponent in range(rules.EXPONENT_MAX, rules.EXPONENT_MIN - WEIGHT_BITS_TO_SPARE - 1, -1):
         grids = _grids(layer, exponent)
         scale, activation = _state_scale(grids), _strongest_sum(layer, grids, payload)
         if (

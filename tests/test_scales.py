@@ -23,7 +23,7 @@ def layer(weight: np.ndarray, bias: float = 0.0, **changes: object) -> FoldedLay
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3), st.floats(0, 0.9), st.sampled_from([1, 4, 8]))
+@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3), st.floats(0, 0.99), st.sampled_from([1, 4, 8]))
 @settings(max_examples=100, deadline=None)
 def test_no_input_overflows_what_was_quantized(seed: int, size: float, alpha: float, bits: int) -> None:
     """The strongest constant input into every neuron, either way: activations keep 16 bits, no current wraps."""
@@ -36,6 +36,14 @@ def test_no_input_overflows_what_was_quantized(seed: int, size: float, alpha: fl
     unwrapped = replace(LOIHI_LIF_V1, wrap=lambda u: u)
     wrapped, free = (reference.run(network, inputs, 10, rules=rules) for rules in (LOIHI_LIF_V1, unwrapped))
     assert np.array_equal(wrapped.u["a"], free.u["a"])
+
+
+def test_where_no_exponent_is_low_enough_the_weights_give_up_bits() -> None:
+    weight = np.random.default_rng(0).normal(size=(4, 64)) / 255
+    network, (row,) = quantize([layer(weight, alpha=0.99)], (64,), 8)
+    assert network.connections[0].exponent == -8
+    assert 30 < abs(network.connections[0].weight).max() < 254
+    assert row["threshold_error"] < 0.01
 
 
 def test_the_largest_weight_uses_all_eight_bits_and_all_weights_are_even() -> None:
