@@ -152,26 +152,29 @@ def _verdict(data: ReportData) -> dict[str, Any]:
 
 
 def _population_row(population: Population) -> dict[str, Any]:
-    return {
-        "population": population.name,
-        "shape": " × ".join(map(str, population.shape)),
+    neuron = {
         "decay_u": _range(population.decay_u),
         "decay_v": _range(population.decay_v),
         "threshold": _range(population.threshold_mant),
-        "bias": _range(population.bias_mant),
-        "bias exponent": population.bias_exp,
         "reset": population.reset,
         "floor at 0": "yes" if population.floor else "no",
     }
+    return {
+        "population": population.name,
+        "shape": " × ".join(map(str, population.shape)),
+        "bias": _range(population.bias_mant),
+        "bias exponent": population.bias_exp,
+    } | (neuron if population.spiking else dict.fromkeys(neuron, "–"))
 
 
 def _connection_row(connection: Connection) -> dict[str, Any]:
-    geometry = ", ".join(
+    geometry = [
         f"{name} {value[0]}" if value[0] == value[1] else f"{name} {value}"
         for name, usual in (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1)))
         for value in [getattr(connection, name)]
         if value != usual
-    )
+    ]
+    geometry += [f"groups {connection.groups}"] if connection.groups > 1 else []
     return {
         "connection": f"{connection.source} → {connection.target}",
         "kind": "convolution" if connection.is_conv else "dense",
@@ -181,7 +184,7 @@ def _connection_row(connection: Connection) -> dict[str, Any]:
         "exponent": connection.exponent,
         "largest row sum": int(connection.row_sums.max()),
         "delay": connection.delay,
-        "geometry": (geometry + (f", groups {connection.groups}" if connection.groups > 1 else "")) or "–",
+        "geometry": ", ".join(geometry) or "–",
     }
 
 

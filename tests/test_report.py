@@ -263,4 +263,5 @@ def test_network_read_as_current_leaves_a_whole_page(layers, tmp_path):
     data = make_data(network=network, labels=labels, recordings=runs, comparisons=[comparison], fidelity=measured)
     _, twin = written(data, tmp_path)
     assert np.trace(twin["confusion"]["counts"]) == 12
+    assert twin["integers"]["populations"][-1]["threshold"] == "–"
     assert [row["population"] for row in twin["rates"]] == list(measured["populations"])
