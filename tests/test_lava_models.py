@@ -60,7 +60,10 @@ def turns_in_lava(network: IntegerNetwork) -> bool:
     shortest = networkx.DiGraph()
     for connection in sorted(network.connections, key=lambda connection: -connection.delay):
         shortest.add_edge(connection.source, connection.target, delay=connection.delay)
-    cycles = (zip(cycle, cycle[1:] + cycle[:1], strict=True) for cycle in networkx.simple_cycles(shortest))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # networkx 2 looks for pandas
+        found = list(networkx.simple_cycles(shortest))
+    cycles = (zip(cycle, cycle[1:] + cycle[:1], strict=True) for cycle in found)
     return all(sum(shortest.edges[edge]["delay"] - 1 for edge in cycle) >= 0 for cycle in cycles)
 
 
