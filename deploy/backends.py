@@ -7,13 +7,12 @@ from collections.abc import Callable
 import numpy as np
 
 from base.errors import UserError, nearest
+from deploy import BACKENDS
 from deploy.lava.backend import LavaOptions
 from quantize.integer_network import IntegerNetwork
 from quantize.recording import Recording
 
 Progress = Callable[[int, int], None]
-
-NAMES = ("reference", "engine", "lava-models", "lava")
 
 
 def run(
@@ -45,4 +44,4 @@ def run(
         from deploy.lava import backend
 
         return backend.run(network, inputs, states, options=lava, progress=progress)
-    raise UserError(f"'{name}' is no backend; {nearest(name, NAMES)}")
+    raise UserError(f"'{name}' is no backend; {nearest(name, BACKENDS)}")

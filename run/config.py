@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 import tomli_w
 
 from base.errors import UserError, nearest
+from deploy import BACKENDS
 from train.augment import Augmentation
 from train.datasets import CACHE
 
@@ -18,8 +19,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-BACKENDS = ("reference", "engine", "lava-models", "lava")
 
 
 @dataclass(frozen=True)

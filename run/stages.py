@@ -24,6 +24,7 @@ import numpy as np
 
 from base.errors import UserError
 from base.files import sha256_of, write_json
+from deploy import BACKENDS
 from run.config import Config
 from run.folder import RunFolder
 
@@ -157,9 +158,7 @@ def verify(config: Config, folder: RunFolder, progress: Progress) -> bool:
     reads = [folder.require(NETWORK, "quantize"), folder.require(INPUTS, "quantize"), folder.require(FLOAT, "quantize")]
 
     def work() -> None:
-        from quantize import recording
-
-        recordings = {name: recording.load(file) for name, file in zip(names, files, strict=True)}
+        recordings = {name: recording_of(folder, name) for name in names}
         pairs = list(combinations(names, 2))
         comparisons = []
         for done, (a, b) in enumerate(pairs):
@@ -178,13 +177,13 @@ def compare(config: Config, folder: RunFolder, a: Recording, b: Recording) -> Co
     from quantize import held_out, integer_network
 
     network = integer_network.load(folder.require(NETWORK, "quantize"))
-    held = held_out.load(folder.require(INPUTS, "quantize")).first(a.samples)
     comparison = compare(a, b, network.order)
     if comparison.first_divergence is None:
         return comparison
+    held = held_out.load(folder.require(INPUTS, "quantize")).first(a.samples)
 
     def again(name: str, inputs: np.ndarray) -> Recording | None:
-        return backends.run(name, network, inputs, 1, lava_options(config)) if name in backends.NAMES else None
+        return backends.run(name, network, inputs, 1, lava_options(config)) if name in BACKENDS else None
 
     return explain(network, held.inputs, comparison, a, b, again)
 
@@ -210,12 +209,12 @@ def report(config: Config, folder: RunFolder, progress: Progress) -> bool:
         from quantize import held_out, integer_network, recording
 
         progress("report", 0, 1, "")
-        verdict = json.loads(verdict_file.read_text(encoding="utf-8"))
+        found = verdict(folder)
         held = held_out.load(folder.path / INPUTS).first(config.deploy.samples)
         floats = recording.load(folder.path / FLOAT)
         ran = {name: raster[:, : len(held.labels)] for name, raster in floats.spikes.items()}
         recordings = {"float": replace(floats, inputs=held.hash, spikes=ran)}
-        recordings |= {name: recording.load(file) for name, file in zip(names, files, strict=True)}
+        recordings |= {name: recording_of(folder, name) for name in names}
         data = ReportData(
             title=f"{config.data.dataset}, {config.network.architecture}",
             config=asdict(config),
@@ -223,12 +222,12 @@ def report(config: Config, folder: RunFolder, progress: Progress) -> bool:
             labels=held.labels,
             class_names=[str(label) for label in range(int(held.labels.max()) + 1)],
             recordings=recordings,
-            comparisons=[Comparison.from_json(stored) for stored in verdict["comparisons"]],
-            accuracy=verdict["accuracy"],
+            comparisons=[Comparison.from_json(stored) for stored in found["comparisons"]],
+            accuracy=found["accuracy"],
             fidelity=json.loads((folder.path / FIDELITY).read_text(encoding="utf-8")),
             scales=json.loads((folder.path / SCALES).read_text(encoding="utf-8")),
             seconds=folder.seconds(),
-            versions=verdict["versions"],
+            versions=found["versions"],
             training=[json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()],
         )
         write(data, folder.path)
