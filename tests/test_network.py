@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from base.errors import UserError
+from train.architecture import build
 from train.network import SpikingNetwork
 from train.neurons import LIF
 from train.parts import Readout, Recurrent, Residual, Skip, SumPool2d, TdBN, batch_affine, running_affine
@@ -275,3 +276,17 @@ def test_sequentials_are_read_as_the_parts_they_hold():
     parts = [nn.Linear(4, 3), LIF(), nn.Linear(3, 2), LIF()]
     nested = SpikingNetwork((4,), nn.Sequential(nn.Sequential(*parts[:2]), *parts[2:]))
     assert list(nested.state_dict()) == list(SpikingNetwork((4,), parts).state_dict())
+
+
+def test_an_input_that_never_changes_fires_the_spikes_of_the_same_input_written_out_at_every_step():
+    network = build("8C3-BN-AP2-20-5", (1, 8, 8), neuron=LIF, payload_bits=4, seed=0)
+    image = torch.randint(0, 16, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    shown = image.expand(5, *image.shape)
+    gradients = []
+    for spikes in (shown, shown.contiguous()):
+        network.zero_grad()
+        out = network(spikes)
+        out.mean().backward()
+        gradients.append((out.detach(), network.stages[0].synapse.weight.grad))
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    torch.testing.assert_close(gradients[0][1], gradients[1][1])

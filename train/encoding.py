@@ -100,7 +100,7 @@ def encode(values: np.ndarray | Recordings, indices: np.ndarray, encoding: Encod
         spikes = spikegen.latency(data, num_steps=encoding.steps, normalize=True, linear=True, clip=True)
         return spikes.to(torch.uint8)
     levels = torch.round(data * (2**encoding.bits - 1)).to(torch.uint8)
-    return levels.expand(encoding.steps, *levels.shape).contiguous()
+    return levels.expand(encoding.steps, *levels.shape)  # one step in memory, which the first layer computes once
 
 
 def batches(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from base.errors import UserError
 from train.parts import with_names
 from train.shapes import Shape
-from train.wiring import INPUT, wire
+from train.wiring import INPUT, unchanging, wire
 
 
 class SpikingNetwork(nn.Module):
@@ -70,10 +70,11 @@ class SpikingNetwork(nn.Module):
                 f"{', '.join(map(str, self.input_shape))}], time first"
             )
         weight = next(self.parameters())
-        signal = spikes.to(weight.device, weight.dtype)
+        shown = spikes[:1] if unchanging(spikes) else spikes
+        signal = shown.to(weight.device, weight.dtype)
         if self.payload_bits > 1:
             signal = signal * (1 / (2**self.payload_bits - 1))
-        signals = {INPUT: signal}
+        signals = {INPUT: signal.expand(len(spikes), *signal.shape[1:])}
         for index, stage in enumerate(self.stages):
             signals[stage.name] = stage.forward(signals)
             yield stage.name, signals[stage.name]

@@ -49,8 +49,11 @@ class Link:
     def forward(self, spikes: Tensor) -> tuple[Tensor, Tensor | None]:
         """Current [T, B, *shape] of spikes [T, B, *input_shape], and the voltage's bias, which broadcasts to [*shape].
 
-        Norm and dropout go by their own training mode.
+        Norm and dropout go by their own training mode. What is the same at every step is computed once.
         """
+        times = len(spikes)
+        if unchanging(spikes):
+            spikes = spikes[:1]
         steps, batch = spikes.shape[:2]
         maps = spikes.flatten(0, 1)
         for part in self.before:
@@ -61,7 +64,13 @@ class Link:
             gain, offset = batch_affine(self.norm, current) if self.norm.training else running_affine(self.norm)
             current = current * over_channels(gain, dimensions)
             bias = offset if bias is None else offset + gain * bias
-        return current.unflatten(0, (steps, batch)), None if bias is None else over_channels(bias, dimensions)
+        current = current.unflatten(0, (steps, batch))
+        return current.expand(times, *current.shape[1:]), None if bias is None else over_channels(bias, dimensions)
+
+
+def unchanging(spikes: Tensor) -> bool:
+    """Whether a tensor [T, ...] is one step, shown T times: expanded over time, as direct encoding makes it."""
+    return spikes.stride(0) == 0
 
 
 def _current(synapse: nn.Module, maps: Tensor) -> Tensor:
