@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from base.errors import UserError
 from train.parts import with_names
 from train.shapes import Shape
+from train.tracing import trace
 from train.wiring import INPUT, unchanging, wire
 
 
@@ -22,19 +23,26 @@ class SpikingNetwork(nn.Module):
     """Populations in the order in which they run, `stages`; the state dict holds `<population>.weight` and `.bias`.
 
     input_shape: shape of one step of input, (C, H, W) or (N,). layers: parts with names, or plain parts that are then
-    named by kind and population ("conv1", "lif1", "pool2", ...); a population is called like its synapse or block.
+    named by kind and population ("conv1", "lif1", "pool2", ...), or a module whose own forward() applies parts and adds
+    currents (`train/tracing.py`); a population is called like its synapse or block.
     payload_bits: width of one input value; input is multiplied by 1 / (2**payload_bits - 1).
     Raises UserError for a part that has no exact integer form, and for parts that do not fit each other.
     """
 
     def __init__(
-        self, input_shape: Shape, layers: OrderedDict[str, nn.Module] | Iterable[nn.Module], payload_bits: int = 1
+        self,
+        input_shape: Shape,
+        layers: OrderedDict[str, nn.Module] | Iterable[nn.Module] | nn.Module,
+        payload_bits: int = 1,
     ) -> None:
         super().__init__()
         self.input_shape: Shape = tuple(input_shape)
         self.payload_bits = payload_bits
-        named = layers if isinstance(layers, OrderedDict) else with_names(layers)
-        self.stages = wire(self.input_shape, named)
+        if isinstance(layers, nn.Module) and not isinstance(layers, (nn.Sequential, nn.ModuleList)):
+            named, self.stages = trace(self.input_shape, layers)
+        else:
+            named = layers if isinstance(layers, OrderedDict) else with_names(layers)
+            self.stages = wire(self.input_shape, named)
         if payload_bits > 1 and any(s.neuron is None and s.links[0].source == INPUT for s in self.stages):
             raise UserError(
                 f"layer {self.stages[0].name} takes the maximum of {payload_bits}-bit values; only spikes have an "

@@ -145,13 +145,18 @@ def wire(shape: Shape, named: Mapping[str, nn.Module]) -> tuple[Stage, ...]:
     Raises UserError for a part that has no exact integer form, and for parts that do not fit each other.
     """
     stages: list[Stage] = []
-    end = _read(named.items(), _Place(INPUT, shape, shape), "", stages)
-    if end.links:
-        raise _unfinished(end.name, "nothing")
+    end = read(named.items(), Place(INPUT, shape, shape), "", stages)
     if end.before:
         raise UserError(
             f"the network ends with {next(reversed(list(named)))}; end it with a Linear or Conv2d and LIF neurons"
         )
+    return finished(end, stages)
+
+
+def finished(end: Place, stages: list[Stage]) -> tuple[Stage, ...]:
+    """The populations, of which the last must be where reading ended, and have neurons or be a readout."""
+    if end.links:
+        raise _unfinished(end.name, "nothing")
     if not stages:
         raise UserError("the network has no layers; give it at least one Linear or Conv2d followed by LIF neurons")
     if stages[-1].neuron is None:
@@ -160,7 +165,7 @@ def wire(shape: Shape, named: Mapping[str, nn.Module]) -> tuple[Stage, ...]:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where reading has come to: a source, what stands behind it so far, and links whose neurons are still to come."""
 
     source: str
@@ -171,7 +176,7 @@ class _Place:
     name: str = ""
 
 
-def _read(parts: Iterable[tuple[str, nn.Module]], at: _Place, prefix: str, stages: list[Stage]) -> _Place:
+def read(parts: Iterable[tuple[str, nn.Module]], at: Place, prefix: str, stages: list[Stage]) -> Place:
     """Read on from a place; populations on the way join `stages`, links left over belong to who reads on."""
     for name, part in parts:
         name = prefix + name
@@ -193,16 +198,16 @@ def _read(parts: Iterable[tuple[str, nn.Module]], at: _Place, prefix: str, stage
     return at
 
 
-def _population(at: _Place, neuron: LIF | Readout, stages: list[Stage]) -> _Place:
+def _population(at: Place, neuron: LIF | Readout, stages: list[Stage]) -> Place:
     if isinstance(neuron, LIF):
         neuron.spread_over(at.shape)
     elif any(isinstance(link.synapse, Recurrent) for link in at.links):
         raise UserError(f"layer {at.name} feeds spikes back, and a current readout has none; use nn.Linear")
     stages.append(Stage(at.name, at.links, neuron, at.shape))
-    return _Place(at.name, at.shape, at.shape)
+    return Place(at.name, at.shape, at.shape)
 
 
-def _stateless(name: str, part: nn.Module, at: _Place, stages: list[Stage]) -> _Place:
+def _stateless(name: str, part: nn.Module, at: Place, stages: list[Stage]) -> Place:
     after = shape_after(name, part, at.shape)
     if isinstance(part, (nn.AvgPool2d, SumPool2d, nn.Flatten, nn.Dropout)):
         return replace(at, shape=after, before=(*at.before, part))
@@ -213,21 +218,26 @@ def _stateless(name: str, part: nn.Module, at: _Place, stages: list[Stage]) -> _
         if not all(isinstance(earlier, nn.Dropout) for earlier in at.before):
             raise UserError(f"layer {name} takes the maximum of what is no spike any more; put it after LIF neurons")
         stages.append(Stage(name, (link,), None, after))
-        return _Place(name, after, after)
+        return Place(name, after, after)
     return replace(at, shape=after, links=(link,), name=name)
 
 
-def _residual(name: str, block: Residual, at: _Place, stages: list[Stage]) -> _Place:
-    ends = [_read(chain.items(), at, f"{name}_", stages) for chain in (block.branch, block.shortcut)]
+def _residual(name: str, block: Residual, at: Place, stages: list[Stage]) -> Place:
+    ends = [read(chain.items(), at, f"{name}_", stages) for chain in (block.branch, block.shortcut)]
     for end, what in zip(ends, ("branch", "shortcut"), strict=True):
         if not end.links:
             raise UserError(f"layer {name}: its {what} yields no current; end it with a Linear, Conv2d or Skip")
-    if ends[0].shape != ends[1].shape:
+    return joined(name, *ends)
+
+
+def joined(name: str, branch: Place, shortcut: Place) -> Place:
+    """The place where two currents meet. Raises UserError where their shapes differ."""
+    if branch.shape != shortcut.shape:
         raise UserError(
-            f"layer {name} adds a branch of shape {list(ends[0].shape)} and a shortcut of shape {list(ends[1].shape)}; "
+            f"layer {name} adds a branch of shape {list(branch.shape)} and a shortcut of shape {list(shortcut.shape)}; "
             "give both the same channels and strides"
         )
-    return replace(at, shape=ends[0].shape, links=ends[0].links + ends[1].links, name=name)
+    return replace(branch, links=branch.links + shortcut.links, name=name)
 
 
 def _unfinished(name: str, follower: str) -> UserError:
