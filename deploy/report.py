@@ -265,7 +265,7 @@ def _trace(population: Population, recording: Recording, sample: int, neuron: tu
 
 def _confusion(data: ReportData, anchor: str) -> dict[str, Any]:
     """Counts [true class, predicted class] of the integer network on the recorded samples."""
-    predicted = predictions(data.recordings[anchor].spikes[data.network.output])
+    predicted = predictions(data.recordings[anchor], data.network)
     labels = np.asarray(data.labels)
     classes = max(data.network.shape_of(data.network.output)[-1], int(labels.max()) + 1)
     counts = np.zeros((classes, classes), np.int64)

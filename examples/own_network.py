@@ -48,7 +48,7 @@ for row in table:
 
 inputs = encode(digits.test.values, np.arange(len(digits.test)), encoding).numpy()
 here = engine.run(integers, inputs)
-print(f"integer accuracy {(predictions(here.spikes[integers.output]) == digits.test.labels).mean():.1%}")
+print(f"integer accuracy {(predictions(here, integers) == digits.test.labels).mean():.1%}")
 
 on_lava = backends.run("lava", integers, inputs)
 verdict = compare(here, on_lava, integers.order)

@@ -34,6 +34,7 @@ WEIGHT_STEP = 2
 EXPONENT_MIN, EXPONENT_MAX = -8, 7
 ACTIVATION_BITS = 16  # signed; Loihi 1 wraps beyond, Lava does not look
 DELAY_MAX = 62
+TIME_WEIGHT_UNITY = 1 << 16  # where the host weighs the output's steps: the integer that stands for 1
 
 
 def truncate_toward_zero(product: np.ndarray) -> np.ndarray:

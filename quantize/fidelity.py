@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from base.errors import UserError
+from quantize.integer_network import IntegerNetwork
 from quantize.recording import Recording, predictions
 
 
@@ -17,10 +18,11 @@ def fidelity(
     float_recording: Recording,
     integer_recording: Recording,
     labels: np.ndarray,
-    output: str,
+    network: IntegerNetwork,
     time_constant: float = 5.0,
 ) -> dict[str, Any]:
-    """Compare the float and the integer run of the same inputs; labels [B] are the classes. All values are JSON's own.
+    """Compare the float and the integer run of the same inputs; labels [B] are the classes, and the network says what
+    is the output and how it is read. All values are JSON's own.
 
     Per population with neurons that both recorded: the share of neuron-steps that differ, firing rates (spikes per
     neuron and step), their drift (integer minus float) and the van Rossum distance, its time constant in steps,
@@ -34,6 +36,7 @@ def fidelity(
             f"{integer_recording.backend} the input {integer_recording.inputs[:12]}; record both from the same input."
         )
     ours, theirs = float_recording.spikes, integer_recording.spikes
+    output = network.output
     for recording in (float_recording, integer_recording):
         if output not in recording.spikes:
             raise UserError(
@@ -53,7 +56,7 @@ def fidelity(
             f"fidelity: there are labels of shape {labels.shape} for {integer_recording.samples} recorded samples; "
             "give one class per sample."
         )
-    float_classes, integer_classes = predictions(ours[output]), predictions(theirs[output])
+    float_classes, integer_classes = (predictions(ran, network) for ran in (float_recording, integer_recording))
     return {
         "float": float_recording.backend,
         "integer": integer_recording.backend,

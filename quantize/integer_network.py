@@ -167,8 +167,9 @@ class Connection:
 class IntegerNetwork:
     """Populations and connections, fed by one input of unsigned payloads (1 bit: spikes; more: graded).
 
+    time_weights: None, or int32 [T], by which the host multiplies the output's steps before it sums them; 65536 is 1.
     Raises UserError where parts do not fit each other, where a cycle has no delay, or where a current could grow beyond
-    the 32 bits that hold it.
+    the 32 bits, or the host's sum beyond the 64, that hold it.
     """
 
     input_shape: tuple[int, ...]
@@ -176,9 +177,12 @@ class IntegerNetwork:
     connections: tuple[Connection, ...]
     output: str
     payload_bits: int = 1
+    time_weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         _integers("network: payload_bits", self.payload_bits, 1, 8)
+        if self.time_weights is not None:
+            _set(self, "time_weights", _time_weights(self.time_weights))
         if not self.input_shape or min(self.input_shape) < 1:
             raise UserError(f"network: input shape {self.input_shape} is empty; every dimension must be at least 1.")
         names = [population.name for population in self.populations]
@@ -283,6 +287,11 @@ class IntegerNetwork:
             raise UserError(f"input: shape {inputs.shape} is not [steps, samples, *{self.input_shape}].")
         if 0 in inputs.shape:
             raise UserError(f"input: shape {inputs.shape} holds nothing; at least one step and one sample are needed.")
+        if self.time_weights is not None and len(self.time_weights) != len(inputs):
+            raise UserError(
+                f"input: it has {len(inputs)} steps, but the network weighs {len(self.time_weights)} steps of its "
+                f"output; encode it in {len(self.time_weights)} steps."
+            )
         limit = self.payload_max(INPUT)
         return _integers("input", inputs, 0, limit).astype(np.uint8)
 
@@ -319,6 +328,8 @@ def _pack(network: IntegerNetwork) -> tuple[archive.Header, archive.Arrays]:
         f"population/{p.name}/{field}": getattr(p, field) for p in network.populations for field in _POPULATION_ARRAYS
     }
     arrays |= {f"connection/{index}/weight": c.weight for index, c in enumerate(network.connections)}
+    if network.time_weights is not None:
+        arrays["time_weights"] = network.time_weights
     header = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -353,7 +364,26 @@ def _unpack(header: archive.Header, arrays: archive.Arrays) -> IntegerNetwork:
         ),
         output=header["output"],
         payload_bits=header["payload_bits"],
+        time_weights=arrays.get("time_weights"),
     )
+
+
+def _time_weights(values: Any) -> np.ndarray:
+    """The weights as int32 [T]; any sum of so weighted outputs fits 64 bits.
+
+    An output is a spike or a current, at most 2^31 either way. With weights that sum to less than 2^32, no part of
+    their sum, in whatever order, reaches 2^63.
+    """
+    weights = _integers("network: time_weights", values, 0, (1 << 31) - 1)
+    if weights.ndim != 1 or not len(weights):
+        raise UserError(f"network: time_weights have shape {weights.shape}; they are [steps], one for each step.")
+    total = int(weights.sum(dtype=np.int64))
+    if total >= 1 << 32:
+        raise UserError(
+            f"network: time_weights sum to {total}, with which a sum of currents could leave 64 bits; scale them down "
+            f"until they sum to less than {1 << 32}."
+        )
+    return weights.astype(np.int32)
 
 
 def _integers(what: str, values: Any, low: int, high: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from quantize import archive
+from quantize.integer_network import IntegerNetwork
 
 FORMAT = "spikeproof-recording"
 FORMAT_VERSION = 1
@@ -60,10 +61,17 @@ def hash_of(array: np.ndarray) -> str:
     return hashlib.sha256(f"{array.dtype.str}:{array.shape}".encode() + array.tobytes()).hexdigest()
 
 
-def predictions(output: np.ndarray) -> np.ndarray:
-    """Class per sample, int64 [B], of spikes or currents [T, B, C]: the largest sum wins, the lowest among equals."""
-    wide = np.float64 if output.dtype.kind == "f" else np.int64
-    return output.astype(wide).sum(axis=0).argmax(axis=-1)
+def predictions(recording: Recording, network: IntegerNetwork) -> np.ndarray:
+    """Class per sample, int64 [B], as the host reads the network's output [T, B, C] from a recording, also of the float
+    network: the largest sum over time wins, of time-weighted steps if the network has weights; the lowest among equals.
+
+    Of integers every sum is exact, so that whoever sums in whatever order predicts the same.
+    """
+    output = recording.spikes[network.output]
+    output = output.astype(np.float64 if output.dtype.kind == "f" else np.int64)
+    weights = network.time_weights
+    sums = output.sum(axis=0) if weights is None else np.tensordot(weights.astype(output.dtype), output, axes=1)
+    return sums.argmax(axis=-1)
 
 
 def save(recording: Recording, path: Path) -> None:

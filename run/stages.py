@@ -110,7 +110,7 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         progress("quantize", 1, 3, "float network on the held-out part")
         floats = recording.Recording("float", sha256_of(weights), held.hash, record(network, test, encoding))
         progress("quantize", 2, 3, "integer network on the held-out part")
-        lost = fidelity(floats, engine.run(integers, inputs), test.labels, integers.output)
+        lost = fidelity(floats, engine.run(integers, inputs), test.labels, integers)
         integer_network.save(integers, folder.path / NETWORK)
         held_out.save(held, folder.path / INPUTS)
         recording.save(floats, folder.path / FLOAT)
@@ -314,8 +314,7 @@ def _verdict(folder: RunFolder, recordings: dict[str, Recording], comparisons: l
     labels = held_out.load(folder.path / INPUTS).labels
 
     def accuracy(ran: Recording) -> float:
-        predicted = recording.predictions(ran.spikes[network.output])
-        return float((predicted == labels[: ran.samples]).mean())
+        return float((recording.predictions(ran, network) == labels[: ran.samples]).mean())
 
     floats = recording.load(folder.path / FLOAT)
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,12 @@ from hypothesis import strategies as st
 
 from base.errors import UserError
 from quantize.fidelity import fidelity, van_rossum
+from quantize.integer_network import Connection, IntegerNetwork, readout
 from quantize.recording import Recording
+
+NETWORK = IntegerNetwork(
+    (1,), (readout("output", (3,)),), (Connection("input", "output", np.ones((3, 1), int) * 2),), "output"
+)
 
 train = st.lists(st.integers(0, 1), min_size=12, max_size=12)
 
@@ -51,7 +57,7 @@ def test_measures_of_a_run_small_enough_to_count_by_hand():
         recording("float", {"hidden": hidden_a, "output": output_a}),
         recording("engine", {"hidden": hidden_b, "output": output_b}),
         np.array([1, 2]),
-        "output",
+        NETWORK,
         time_constant=2.0,
     )
     assert found["accuracy"] == {"float": 1.0, "integer": 0.5}
@@ -63,13 +69,24 @@ def test_measures_of_a_run_small_enough_to_count_by_hand():
     json.dumps(found, allow_nan=False)
 
 
+def test_both_accuracies_are_those_of_the_weighted_output():
+    early, late = np.zeros((2, 1, 3), np.uint8), np.zeros((2, 1, 3), np.uint8)
+    early[0, 0, 1] = late[0, 0, 1] = early[1, 0, 2] = late[1, 0, 2] = 1
+    late[0, 0, 0] = 1
+    weighing = replace(NETWORK, time_weights=np.array([1, 2]))
+    found = fidelity(recording("float", {"output": early}), recording("engine", {"output": late}), [2], weighing)
+    assert (found["accuracy"], found["agreement"]) == ({"float": 1.0, "integer": 1.0}, 1.0)
+    found = fidelity(recording("float", {"output": early}), recording("engine", {"output": late}), [2], NETWORK)
+    assert (found["accuracy"], found["agreement"]) == ({"float": 0.0, "integer": 0.0}, 0.0)
+
+
 def test_populations_that_only_the_integers_have_are_left_out():
     spikes = np.zeros((2, 1, 3), np.uint8)
     found = fidelity(
         recording("float", {"output": spikes}),
         recording("engine", {"pool": spikes, "output": spikes}),
         np.array([0]),
-        "output",
+        NETWORK,
     )
     assert list(found["populations"]) == ["output"]
 
@@ -102,5 +119,5 @@ def test_populations_that_only_the_integers_have_are_left_out():
 def test_runs_that_cannot_be_compared_are_refused(integer, labels, words):
     ours = recording("float", {"output": np.zeros((2, 4, 3), np.uint8)})
     with pytest.raises(UserError) as error:
-        fidelity(ours, integer, np.zeros(labels, np.int64), "output")
+        fidelity(ours, integer, np.zeros(labels, np.int64), NETWORK)
     assert words in str(error.value)

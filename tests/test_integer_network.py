@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from strategies import networks
 
 from base.errors import UserError
-from quantize import archive, integer_network, recording, reference
+from quantize import archive, engine, integer_network, recording, reference
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population, readout
 
 PLAIN: dict[str, Any] = {"decay_u": 4095, "decay_v": 400, "threshold_mant": 100, "bias_mant": 0}
@@ -131,10 +131,65 @@ def test_a_readout_yields_its_current_at_every_step_and_feeds_nobody() -> None:
     expected = np.array([[[60 * 64 + 12, 8 * 64 - 4]], [[-60 * 64 + 12, 4 * 64 - 4]]])
     assert np.array_equal(ran.spikes["a"], expected)
     assert (ran.spikes["a"].dtype, ran.u, ran.v, ran.spiking) == (np.int32, {}, {}, [])
-    assert np.array_equal(recording.predictions(ran.spikes["a"]), [1])
+    assert np.array_equal(recording.predictions(ran, network), [1])
     behind = Connection("a", "b", np.full((1, 2), 2))
     with pytest.raises(UserError, match="'a' is a readout without neurons"):
         replace(network, populations=(*network.populations, population("b", (1,))), connections=(connection, behind))
+
+
+def test_weights_of_one_predict_like_none_and_others_by_what_each_step_counts() -> None:
+    output = np.random.default_rng(0).integers(-3, 4, (4, 500, 6)).astype(np.int32)
+    ran, plain = recording.Recording("host", "", "", {"a": output}), small()
+    sums = output.sum(axis=0)
+    assert np.array_equal(recording.predictions(ran, plain), sums.argmax(-1))
+    assert ((sums == sums.max(1, keepdims=True)).sum(1) > 1).any()
+    ones, last = (replace(plain, time_weights=np.array(w) << 16) for w in ([1, 1, 1, 1], [0, 0, 0, 4]))
+    assert np.array_equal(recording.predictions(ran, ones), recording.predictions(ran, plain))
+    assert np.array_equal(recording.predictions(ran, last), output[3].argmax(-1))
+
+
+@pytest.mark.parametrize("current", [(1 << 31) - 2, -(1 << 31)])
+def test_the_largest_weights_and_currents_stay_inside_64_bits(current: int) -> None:
+    network = small(time_weights=np.array([(1 << 31) - 1, (1 << 31) - 1, 1]))
+    output = np.full((3, 1, 10), current, np.int32)
+    output[2, 0, 7] += 1
+    assert recording.predictions(recording.Recording("host", "", "", {"a": output}), network).tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ([1 << 31], "2147483648 at (0,) lies outside 0..2147483647"),
+        ([1, -1], "-1 at (1,) lies outside"),
+        ([1.0], "is of type float64, not integer"),
+        ([[1]], "have shape (1, 1); they are [steps]"),
+        (np.zeros(0, int), "have shape (0,)"),
+        ([(1 << 31) - 1] * 3, "sum to 6442450941, with which a sum of currents could leave 64 bits"),
+    ],
+)
+def test_time_weights_that_no_host_could_use_exactly_are_refused(weights: Any, says: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        small(time_weights=weights)
+    assert says in str(refusal.value)
+    assert "network: time_weights" in str(refusal.value)
+
+
+@pytest.mark.parametrize("run", [reference.run, engine.run])
+def test_an_input_of_another_number_of_steps_than_the_weights_is_refused(run: Any) -> None:
+    weighing = small(time_weights=np.full(4, 1 << 16))
+    with pytest.raises(UserError, match="it has 5 steps, but the network weighs 4 steps of its output; encode it in 4"):
+        run(weighing, np.zeros((5, 2, 3), np.uint8))
+
+
+def test_time_weights_belong_to_the_file_and_the_hash(tmp_path: Path) -> None:
+    network = small(time_weights=np.array([65000, 66072]))
+    integer_network.save(network, tmp_path / "network.npz")
+    loaded = integer_network.load(tmp_path / "network.npz")
+    assert loaded.time_weights is not None
+    assert (loaded.time_weights.tolist(), loaded.time_weights.dtype) == ([65000, 66072], np.int32)
+    assert loaded.hash == network.hash != small().hash
+    with np.load(tmp_path / "network.npz") as stored:
+        assert np.array_equal(stored["time_weights"], [65000, 66072])
 
 
 def test_parts_that_nobody_reaches_or_that_share_a_name_are_refused() -> None:

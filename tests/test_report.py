@@ -66,7 +66,7 @@ def make_data(samples=40, steps=20, channels=4, different=True, hidden="conv1", 
         verify.explain(network, inputs, c, a, b, lambda *_: None)
         for c, a, b in zip(comparisons, (truth, engine), (engine, lava), strict=True)
     ]
-    measured = fidelity(float_run, truth, labels, "output")
+    measured = fidelity(float_run, truth, labels, network)
     return report.ReportData(
         **{
             "title": "digits, 20 steps",
@@ -256,7 +256,7 @@ def test_network_read_as_current_leaves_a_whole_page(layers, tmp_path):
     assert f"in current: reference reads {truth.spikes['output'][3, 1, 4]:,}, lava reads" in verify.describe(comparison)
     labels = truth.spikes["output"].sum(axis=0).argmax(axis=-1)
     floats = replace(truth, backend="float", spikes=truth.spikes | {"output": truth.spikes["output"] / 64.0})
-    measured = fidelity(floats, truth, labels, "output")
+    measured = fidelity(floats, truth, labels, network)
     assert measured["accuracy"] == {"float": 1.0, "integer": 1.0}
     assert list(measured["populations"]) == (["hidden"] if layers == 2 else [])
     runs = {"float": floats, "reference": truth, "lava": lava}
