@@ -8,7 +8,7 @@ from.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,8 @@ class FoldedLayer:
     """One population in float64, and what leads into it. bias [O]: one per neuron, or per channel of a shape (C, H, W).
 
     alpha, beta: shares of current and voltage that are kept per step, broadcasting to the shape. neuron: "lif", or
-    "none" for a current readout, to which decays and threshold mean nothing.
+    "none" for a current readout, to which decays and threshold mean nothing. time_weights [T]: of the output, how much
+    each step counts where the host sums it; None: all the same.
     """
 
     name: str
@@ -53,6 +54,7 @@ class FoldedLayer:
     reset: str = "hard"
     floor: bool = False
     neuron: str = "lif"
+    time_weights: np.ndarray | None = None
 
 
 def fold(network: SpikingNetwork) -> tuple[FoldedLayer, ...]:
@@ -62,7 +64,10 @@ def fold(network: SpikingNetwork) -> tuple[FoldedLayer, ...]:
         for connection in layer.connections:
             if connection.source == INPUT:
                 connection.weight[...] *= 1 / (2**network.payload_bits - 1)
-    return layers
+    if network.time_weights is None:
+        return layers
+    *others, output = layers
+    return (*others, replace(output, time_weights=_float64(output.name, "time weight", network.time_weights)))
 
 
 def _fold_stage(stage: Stage) -> FoldedLayer:

@@ -9,6 +9,9 @@ integers"):
 
     weight = 2 round(S_w w / 2)     threshold = round(S th)     bias = round(64 S b)
     decay_v = round(4096 (1 - beta))     decay_u = round(4096 (1 - alpha)) - 1
+
+Time weights become round(65536 f). Each is then at most 2^-17 off, so two classes of spikes change places only where
+their weighted counts lie within T 2^-17 of each other.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ def quantize(
     layers: Sequence[FoldedLayer], input_shape: tuple[int, ...], payload_bits: int
 ) -> tuple[IntegerNetwork, list[Row]]:
     """Folded layers as integers, the last one the output, and a table of every chosen integer: one row per connection,
-    the first of a population with all that the population holds.
+    the first of a population with all that the population holds, of the output with its time weights.
 
     Raises UserError for what no register can hold: a decay outside its 12 bits, a threshold no scale can express.
     """
@@ -57,7 +60,18 @@ def quantize(
         populations.append(population)
         connections += joined
         rows += table
-    network = IntegerNetwork(tuple(input_shape), tuple(populations), tuple(connections), layers[-1].name, payload_bits)
+    output = layers[-1]
+    time_weights = None
+    if output.time_weights is not None:
+        time_weights = np.rint(rules.TIME_WEIGHT_UNITY * output.time_weights).astype(np.int64)
+        row = next(row for row in rows if row["population"] == output.name)
+        row |= {
+            "time_weights": _span(time_weights),
+            "time_weight_error": float(np.abs(time_weights / rules.TIME_WEIGHT_UNITY - output.time_weights).max()),
+        }
+    network = IntegerNetwork(
+        tuple(input_shape), tuple(populations), tuple(connections), output.name, payload_bits, time_weights
+    )
     return network, rows
 
 

@@ -65,9 +65,12 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
+    """time_weights: whether the output's steps count by how well they answer alone, from the sixth epoch on."""
+
     epochs: int = 40
     batch_size: int = 64
     learning_rate: float = 0.01
+    time_weights: bool = False
 
 
 @dataclass(frozen=True)

@@ -267,6 +267,33 @@ def test_weights_of_another_architecture_or_with_nan_are_refused(run: Path) -> N
     assert "cannot be read as a safetensors file" in refused("quantize", "--out", run)
 
 
+def test_every_accuracy_is_that_of_the_weighted_output(tmp_path: Path) -> None:
+    """Weights under which the last step alone answers show who would ignore them."""
+    settings = ("--set", "train.epochs=6", "--set", "train.time_weights=true", "--set", "deploy.samples=40")
+    assert pipeline("train", "--out", tmp_path, *QUICK, *settings).returncode == 0
+    file = tmp_path / "train" / "weights.safetensors"
+    weights = safetensors.numpy.load_file(file)
+    assert weights["time_weights"].mean() == pytest.approx(1)
+    assert np.ptp(weights["time_weights"]) > 0
+    weights["time_weights"] = np.array([0, 0, 0, 0, 0, 6], np.float32)
+    safetensors.numpy.save_file(weights, file)
+    for stage in ("quantize", "deploy", "verify", "report"):
+        assert pipeline(stage, "--out", tmp_path).returncode == 0
+    verdict, fidelity, report = (
+        json.loads((tmp_path / name).read_text()) for name in ("verdict.json", "quantize/fidelity.json", "report.json")
+    )
+    assert verdict["equal"] is True
+    ran = recording.load(tmp_path / "deploy" / "recordings" / "lava.npz").spikes["dense2"]
+    labels = held_out.load(tmp_path / "quantize" / "inputs.npz").labels
+    right = int((ran[-1].argmax(-1) == labels[:40]).sum())
+    assert right != int((ran.sum(axis=0).argmax(-1) == labels[:40]).sum())
+    assert verdict["accuracy"]["integer"] == verdict["accuracy"]["lava"] == right / 40
+    assert np.trace(report["confusion"]["counts"]) == right
+    floats = recording.load(tmp_path / "quantize" / "float.npz").spikes["dense2"]
+    assert verdict["accuracy"]["float"] == (floats[-1].argmax(-1) == labels).mean() == fidelity["accuracy"]["float"]
+    assert "it has 7 steps, but the network weighs 6" in refused("quantize", "--out", tmp_path, "--set", "data.steps=7")
+
+
 def test_help_is_there_for_every_command() -> None:
     overview = pipeline("--help")
     assert overview.returncode == 0

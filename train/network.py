@@ -22,6 +22,9 @@ from train.wiring import INPUT, unchanging, wire
 class SpikingNetwork(nn.Module):
     """Populations in the order in which they run, `stages`; the state dict holds `<population>.weight` and `.bias`.
 
+    time_weights: None, or how much each step of the output counts where it is read, float [T]; the output itself is not
+    weighted. `train/time_weights.py` says where they come from.
+
     input_shape: shape of one step of input, (C, H, W) or (N,). layers: parts with names, or plain parts that are then
     named by kind and population ("conv1", "lif1", "pool2", ...), or a module whose own forward() applies parts and adds
     currents (`train/tracing.py`); a population is called like its synapse or block.
@@ -38,6 +41,8 @@ class SpikingNetwork(nn.Module):
         super().__init__()
         self.input_shape: Shape = tuple(input_shape)
         self.payload_bits = payload_bits
+        self.time_weights: Tensor | None
+        self.register_buffer("time_weights", None)
         if isinstance(layers, nn.Module) and not isinstance(layers, (nn.Sequential, nn.ModuleList)):
             named, self.stages = trace(self.input_shape, layers)
         else:

@@ -24,7 +24,7 @@ def predict(output: Tensor) -> Tensor:
 
     The rule of `numpy.argmax` on the sums, which the integer stages use too.
     """
-    sums = output.sum(0)
+    sums = output.double().sum(0)  # exact for weighted spikes, so that equal answers tie whatever the order of the sum
     classes = torch.arange(sums.shape[1], device=sums.device)
     leading = sums == sums.amax(1, keepdim=True)
     return torch.where(leading, classes, len(classes)).amin(1)  # torch.argmax promises no order among equals

@@ -28,6 +28,7 @@ from train.encoding import Encoding, batches, encode
 from train.modes import dropping_out, evaluating
 from train.network import SpikingNetwork
 from train.objectives import loss, predict
+from train.time_weights import FIRST_EPOCH, followed, right_by_step, weighted
 
 EVALUATION_BATCH = 256
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -37,11 +38,15 @@ Metrics = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Training:
-    """Adam, its learning rate falling along half a cosine to 0. Raises UserError for values that cannot work."""
+    """Adam, its learning rate falling along half a cosine to 0. Raises UserError for values that cannot work.
+
+    time_weights: whether steps of the output count by how well they answer alone (`train/time_weights.py`).
+    """
 
     epochs: int = 40
     batch_size: int = 64
     learning_rate: float = 1e-2
+    time_weights: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,10 +84,13 @@ def fit(
             f"{dataset.classes} classes; end the architecture with {dataset.classes}"
         )
     folder = Path(folder)
+    network.time_weights = torch.ones(encoding.steps) if training.time_weights else None
     optimizer = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
     identity = _identity(network, dataset, encoding, training, fingerprint)
     metrics = _resume(folder / "state.safetensors", network, optimizer, identity)
     for epoch in range(len(metrics) + 1, training.epochs + 1):
+        if network.time_weights is not None and epoch >= FIRST_EPOCH:
+            network.time_weights = followed(network.time_weights, metrics[-1]["right_by_step"])
         line = _epoch(epoch, network, optimizer, dataset.train, encoding, training, progress)
         if dataset.validation is not None:
             line["validation_accuracy"] = evaluate(network, dataset.validation, encoding)
@@ -100,6 +108,7 @@ def load_weights(network: SpikingNetwork, path: Path) -> None:
     Raises UserError for a file that is no safetensors file, does not fit the architecture, or holds NaN or infinity.
     """
     tensors, _ = _read(Path(path))
+    network.time_weights = tensors.get("time_weights")  # the training decided whether there are any
     expected = network.state_dict()
     for name in [*expected, *tensors]:
         if name not in tensors:
@@ -125,7 +134,8 @@ def evaluate(
     correct = 0
     with torch.inference_mode(), evaluating(network):
         for chosen, spikes in batches(samples.values, encoding, batch_size):
-            correct += int((predict(network(spikes)).cpu() == torch.from_numpy(samples.labels[chosen])).sum())
+            predicted = predict(weighted(network(spikes), network.time_weights))
+            correct += int((predicted.cpu() == torch.from_numpy(samples.labels[chosen])).sum())
     return correct / len(samples)
 
 
@@ -159,6 +169,7 @@ def _epoch(
     starts = range(0, len(samples), training.batch_size)
     device = next(network.parameters()).device
     seen, correct, total_loss = 0, 0, 0.0
+    right = torch.zeros(encoding.steps, dtype=torch.int64, device=device)
     network.train()
     fired = dict.fromkeys((stage.name for stage in network.stages if stage.spiking), 0.0)
     for batch, start in enumerate(starts, 1):
@@ -171,13 +182,16 @@ def _epoch(
         with dropping_out(training.seed, epoch, batch):
             emitted = network.spikes(spikes)
         output = emitted[network.stages[-1].name]
-        objective = loss(output, labels, network.stages[-1].spiking)
+        answer = weighted(output, network.time_weights)
+        objective = loss(answer, labels, network.stages[-1].spiking)
         optimizer.zero_grad()
         objective.backward()
         optimizer.step()
 
         seen += len(chosen)
-        correct += int((predict(output.detach()) == labels).sum())
+        correct += int((predict(answer.detach()) == labels).sum())
+        if network.time_weights is not None:
+            right += right_by_step(output.detach(), labels)
         total_loss += objective.item() * len(chosen)
         for name in fired:
             fired[name] += emitted[name].detach().mean().item() * len(chosen)
@@ -199,13 +213,17 @@ def _epoch(
                 f"tensor '{name}' holds NaN or infinity after epoch {epoch}; lower "
                 f"learning_rate = {training.learning_rate}"
             )
-    return {
+    line = {
         "epoch": epoch,
         "loss": total_loss / seen,
         "train_accuracy": correct / seen,
         "seconds": round(time.perf_counter() - began, 3),
         "firing_rate": {name: rate / seen for name, rate in fired.items()},
     }
+    if network.time_weights is not None:
+        line["right_by_step"] = right.tolist()
+        line["time_weights"] = [round(weight, 4) for weight in network.time_weights.tolist()]
+    return line
 
 
 def _identity(
