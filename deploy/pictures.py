@@ -121,6 +121,20 @@ def weights(values: Sequence[int], counts: Sequence[int]) -> str:
         return _svg(figure)
 
 
+def time_weights(integers: Sequence[int], unity: int) -> str:
+    """How much more or less than 1 each step of the output counts."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((WIDTH, 1.9), layout="constrained")
+        axis = figure.subplots()
+        axis.bar(range(len(integers)), np.divide(integers, unity) - 1, width=0.8, bottom=1, color=SPIKE, lw=0)
+        axis.axhline(1, color=INK, lw=0.6)
+        axis.set_ylabel("weight")
+        axis.yaxis.set_major_locator(MaxNLocator(4))
+        axis.grid(axis="y", color=INK, alpha=0.12, lw=0.5)
+        _steps(axis)
+        return _svg(figure)
+
+
 def learning(curves: dict[str, dict[str, list[Any]]]) -> str:
     """Learning curves over epochs: a panel per kind of metric, a line per metric; None leaves a gap."""
     with matplotlib.rc_context(STYLE):

@@ -19,7 +19,7 @@ from base.files import write_json, write_text
 from deploy import pictures
 from deploy.causes import voltage_before_reset
 from deploy.verify import Comparison, describe
-from quantize.arithmetic import ARITHMETIC_ID, STATE_SHIFT
+from quantize.arithmetic import ARITHMETIC_ID, STATE_SHIFT, TIME_WEIGHT_UNITY
 from quantize.integer_network import Connection, IntegerNetwork, Population
 from quantize.recording import Recording, predictions
 
@@ -99,6 +99,8 @@ def numbers(data: ReportData) -> dict[str, Any]:
             "populations": [_population_row(population) for population in network.populations],
             "connections": [_connection_row(connection) for connection in network.connections],
             "scales": data.scales,
+            "time_weights": network.time_weights,
+            "time_weight_unity": TIME_WEIGHT_UNITY,
         },
         "weights": [
             {"connection": f"{c.source} → {c.target}", "values": values, "counts": counts}

@@ -289,6 +289,7 @@ def test_every_accuracy_is_that_of_the_weighted_output(tmp_path: Path) -> None:
     assert right != int((ran.sum(axis=0).argmax(-1) == labels[:40]).sum())
     assert verdict["accuracy"]["integer"] == verdict["accuracy"]["lava"] == right / 40
     assert np.trace(report["confusion"]["counts"]) == right
+    assert report["integers"]["time_weights"] == [0, 0, 0, 0, 0, 6 << 16]
     floats = recording.load(tmp_path / "quantize" / "float.npz").spikes["dense2"]
     assert verdict["accuracy"]["float"] == (floats[-1].argmax(-1) == labels).mean() == fidelity["accuracy"]["float"]
     assert "it has 7 steps, but the network weighs 6" in refused("quantize", "--out", tmp_path, "--set", "data.steps=7")

@@ -128,6 +128,22 @@ def test_equal_and_uncompared_runs_say_so(tmp_path):
     assert "Lava was not among the backends compared" in html
 
 
+def test_time_weights_are_shown_and_decide_the_confusion(different, tmp_path):
+    last_only = np.eye(20, dtype=int)[19] << 16
+    data = replace(different, network=replace(different.network, time_weights=last_only))
+    html, twin = written(data, tmp_path)
+    assert "integers 0 to 65,536, where 65,536 is 1" in html
+    assert twin["integers"]["time_weights"] == last_only.tolist()
+    answers = data.recordings["reference"].spikes["output"][19].argmax(axis=-1)
+    assert np.trace(twin["confusion"]["counts"]) == (answers == data.labels).sum()
+
+
+def test_a_network_without_time_weights_shows_none(pair):
+    html, twin = pair
+    assert "time weights" not in html
+    assert twin["integers"]["time_weights"] is None
+
+
 def test_page_needs_nothing_but_itself(pair):
     html, _ = pair
     assert not re.search(r"https?://|<script|<link|@import|url\(", html)
