@@ -1,8 +1,8 @@
 """Before any rounding: what trains apart becomes populations and the connections into them, in float64.
 
-Pooling moves into the weights after it, a norm into weights and bias, the scale of graded inputs into the weights that
-read them; max pooling of spikes is a population of its own. A folded population fires the spikes of the one it came
-from.
+Pooling moves into the weights after it, a norm of currents into weights and bias, a norm of weights into them, the
+scale of graded inputs into the weights that read them; max pooling of spikes is a population of its own. A folded
+population fires the spikes of the one it came from.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ def _fold_link(layer: str, link: Link, shape: tuple[int, ...]) -> tuple[FoldedCo
     if isinstance(synapse, nn.MaxPool2d):
         return FoldedConnection(link.source, *_or(synapse, shape[0])), np.zeros(shape[0])
     assert isinstance(synapse, (nn.Linear, nn.Conv2d, Skip))
-    weight = _float64(layer, "weight", synapse.weight)
+    weight = _float64(layer, "weight", link.standardised(synapse.weight.double()))
     bias = getattr(synapse, "bias", None)
     bias = np.zeros(len(weight)) if bias is None else _float64(layer, "bias", bias)
-    if link.norm is not None:
+    if isinstance(link.norm, Norm):
         gain, offset = _norm(layer, link.norm)
         weight = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
         bias = offset + gain * bias

@@ -9,7 +9,7 @@ from torch import nn
 from base.errors import UserError
 from train.architecture import build
 from train.neurons import LIF
-from train.parts import Recurrent, Skip, SumPool2d, TdBN
+from train.parts import Recurrent, ScaledWS, Skip, SumPool2d, TdBN
 from train.presets import PRESETS, expand
 
 
@@ -123,8 +123,17 @@ def test_tdbn_takes_the_threshold_of_its_neurons():
     assert network.stages[0].links[0].norm.threshold == 0.3
 
 
+def test_standardised_weights_start_with_the_gain_that_their_threshold_needs():
+    first, last = build("8-WS-4", (6,), neuron=partial(LIF, threshold=0.3), seed=0).stages
+    assert type(first.links[0].norm) is ScaledWS
+    assert first.links[0].norm.gain.tolist() == [pytest.approx(0.3)] * 8
+    assert last.links[0].norm is None
+
+
 @pytest.mark.parametrize("threshold", [0.01, 30.0])
-@pytest.mark.parametrize("notation", ["16C3-BN-[16C3-BN-16C3-BN]-10", "8C3-tdBN-MP2-R32-BN-[32-16]-10"])
+@pytest.mark.parametrize(
+    "notation", ["16C3-BN-[16C3-BN-16C3-BN]-10", "8C3-tdBN-MP2-R32-BN-[32-16]-10", "16C3-WS-MP2-32-WS-10-WS"]
+)
 def test_fresh_weights_of_richer_networks_make_every_population_spike(notation, threshold):
     network = build(notation, (1, 8, 8), neuron=partial(LIF, threshold=threshold), seed=0)
     spikes = torch.bernoulli(torch.full((16, 32, 1, 8, 8), 0.3), generator=torch.Generator().manual_seed(0))

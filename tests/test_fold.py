@@ -116,6 +116,7 @@ def run_folded(layers: tuple[FoldedLayer, ...], inputs: np.ndarray) -> dict[str,
 NETWORKS = {
     "norms": ("6C3-BN-AP2-5C3S2-tdBN-SP2-12-BN-4", {}),
     "norms and synaptic current": ("6C3-BN-8-tdBN-4", {"alpha": 0.4, "reset": "soft", "floor": True}),
+    "standardised weights": ("6C3-WS-AP2-4C3G2-WS-MP2-R12-WS-[12-WS]-4", {"threshold": 0.6}),
     "max pooling": ("4C3-MP2-DP0.3-6C3-BN-MP2-4", {}),
     "recurrence": ("R12-BN-DP0.2-R9-4", {"alpha": 0.3}),
     "residual": ("4C3-BN-[4C3-BN-4C3-BN]-[8C3S2-tdBN-8C3-tdBN]-AP2-[6-6]-[5]-4", {"threshold": 0.4}),

@@ -10,7 +10,7 @@ from base.errors import UserError
 from train.architecture import build
 from train.network import SpikingNetwork
 from train.neurons import LIF
-from train.parts import Readout, Recurrent, Residual, Skip, SumPool2d, TdBN, batch_affine, running_affine
+from train.parts import Readout, Recurrent, Residual, ScaledWS, Skip, SumPool2d, TdBN, batch_affine, running_affine
 
 
 def convolutional():
@@ -137,6 +137,8 @@ def test_every_weight_and_bias_receives_a_gradient():
         ((4,), [nn.Linear(4, 2), nn.BatchNorm2d(2), LIF()], "BatchNorm2d does not fit"),
         ((4,), [nn.Linear(4, 2), nn.BatchNorm1d(2), nn.BatchNorm1d(2), LIF()], "for the second time"),
         ((4,), [nn.Linear(4, 2), nn.BatchNorm1d(2, track_running_stats=False), LIF()], "no running statistics"),
+        ((4,), [nn.Linear(4, 2), ScaledWS(3), LIF()], "norms 3 channels but receives 2"),
+        ((4,), [Skip(4), ScaledWS(4), LIF()], "norm1 standardises a single weight per channel"),
         ((4,), [nn.Linear(4, 2), nn.Dropout(0.5), LIF()], "dense1 is followed by dropout1"),
         ((4,), [nn.Linear(4, 2), Readout(), nn.Linear(2, 2), LIF()], "a readout is the last layer"),
         ((4,), [Recurrent(4, 2), Readout()], "recurrent1 feeds spikes back"),
@@ -212,6 +214,31 @@ def test_tdbn_normalises_to_alpha_times_threshold(shape):
     norm.eval()
     gain, offset = running_affine(norm)
     torch.testing.assert_close(current * gain.view(over) + offset.view(over), norm(current))
+
+
+@pytest.mark.parametrize("synapse", [nn.Linear(6, 5), nn.Conv2d(4, 6, 3, groups=2)])
+def test_standardised_weights_have_no_mean_and_as_much_variance_as_their_channel_gains(synapse):
+    norm, weight = ScaledWS(len(synapse.weight)), synapse.weight.double()
+    with torch.no_grad():
+        norm.gain.uniform_(0.5, 2)
+    rows = norm(weight).flatten(1)
+    fan_in = rows.shape[1]
+    torch.testing.assert_close(rows.mean(1), torch.zeros(len(rows)).double())
+    spread = weight.flatten(1).var(1) * fan_in
+    torch.testing.assert_close(rows.var(1) * fan_in, norm.gain.double() ** 2 * spread / (spread + 1e-4))
+
+
+def test_standardised_weights_are_scaled_where_they_read_spikes_and_not_at_the_input():
+    layers = [nn.Linear(5, 4), ScaledWS(4), LIF(), nn.Linear(4, 3), ScaledWS(3), LIF()]
+    network = SpikingNetwork((5,), layers)
+    spikes, hidden = binary(6, 2, 5).float(), binary(6, 2, 4).float()
+    for stage, arriving, scale in zip(network.stages, (spikes, hidden), (1, 2.74), strict=True):
+        (link,) = stage.links
+        current, bias = link.forward(arriving)
+        weight = link.norm(link.synapse.weight) * scale
+        torch.testing.assert_close(current + bias, nn.functional.linear(arriving, weight, link.synapse.bias))
+    network(binary(6, 2, 5)).sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in network.parameters())
 
 
 def test_dropout_takes_the_same_spikes_at_every_step_and_none_in_evaluation():

@@ -7,6 +7,7 @@ R128      the same, recurrent: its spikes also come back to it, one step later
 AP2, SP2  average or sum over windows of 2 by 2; MP2 the maximum: any spike of the window
 BN, tdBN  behind a convolution or a dense population: batch normalisation of its current over batch, time and space
           (tdBN: to a spread of one threshold instead of 1)
+WS        there as well: scaled weight standardisation, a norm that needs no statistics
 DP0.2     dropout of every fifth spike, the same ones at all steps of a sample
 [...]     a residual block: what enters it is added, as current, to its last population; straight across, or through a
           1 by 1 convolution (a dense layer) where shapes differ: "32C3-[32C3-BN-32C3-BN]-[64C3S2-BN-64C3-BN]-10"
@@ -24,7 +25,7 @@ from base.errors import UserError
 from train.network import SpikingNetwork
 from train.neurons import LIF
 from train.notation import NORMS, POOLS, SYNAPSES, Reader, Token
-from train.parts import Readout, Recurrent, Residual, Skip, SumPool2d, TdBN
+from train.parts import Readout, Recurrent, Residual, ScaledWS, Skip, SumPool2d, TdBN
 from train.shapes import Shape, shape_after
 
 
@@ -147,6 +148,8 @@ def _norm(kind: str, shape: Shape, threshold: float) -> nn.Module:
     """A norm after which neurons of that threshold spike from the first epoch on."""
     if kind == "tdBN":
         return TdBN(shape[0], threshold)
+    if kind == "WS":
+        return ScaledWS(shape[0], threshold)
     norm = (nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d)(shape[0])
     nn.init.constant_(norm.weight, threshold)
     return norm

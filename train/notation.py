@@ -9,10 +9,10 @@ from base.errors import UserError
 
 OPTIONS = {"S": "stride", "P": "padding", "D": "dilation", "G": "groups"}
 START = (
-    "a number of neurons ('128', 'R128'), a convolution ('16C3'), pooling ('AP2', 'SP2', 'MP2'), 'BN', 'tdBN', dropout "
-    "('DP0.2') or a block ('[16C3-16C3]')"
+    "a number of neurons ('128', 'R128'), a convolution ('16C3'), pooling ('AP2', 'SP2', 'MP2'), 'BN', 'tdBN', 'WS', "
+    "dropout ('DP0.2') or a block ('[16C3-16C3]')"
 )
-SYNAPSES, POOLS, NORMS = ("dense", "R", "C"), ("AP", "SP", "MP"), ("BN", "tdBN")
+SYNAPSES, POOLS, NORMS = ("dense", "R", "C"), ("AP", "SP", "MP"), ("BN", "tdBN", "WS")
 
 
 @dataclass(frozen=True)

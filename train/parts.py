@@ -49,7 +49,34 @@ class TdBN(_BatchNorm):
         return f"{super().extra_repr()}, threshold={self.threshold}, alpha={self.alpha}"
 
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, TdBN)
+class ScaledWS(nn.Module):
+    """Scaled weight standardisation: a norm of a synapse's weights instead of its current, so it needs no statistics.
+
+    Per output channel gain * (W - mean) / sqrt(var * fan_in + 1e-4), with the unbiased variance: inputs of variance 1
+    yield currents of variance gain^2 (Brock et al., arXiv 2101.08692). Spikes vary less; the links that read them
+    multiply by SPIKE_SCALE. The channels' gains are trained and start at `gain`: 1, or the threshold of the neurons.
+    """
+
+    def __init__(self, num_features: int, gain: float = 1.0) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.gain = nn.Parameter(torch.full((num_features,), gain))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Standardised weights of weights [C, ...], in their precision."""
+        variance, mean = torch.var_mean(weight, list(range(1, weight.dim())), keepdim=True)
+        gain = over_channels(self.gain.to(weight.dtype), weight.dim())
+        return gain * (weight - mean) * torch.rsqrt(variance * weight[0].numel() + 1e-4)
+
+    def extra_repr(self) -> str:
+        return str(self.num_features)
+
+
+# 1 / sqrt(p (1 - p)), p being the chance that a standard normal membrane is above a threshold of 1: what brings the
+# variance of spikes back to 1 (Xiao et al., arXiv 2210.04195).
+SPIKE_SCALE = 2.74
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, TdBN, ScaledWS)
 
 
 def over_channels(values: Tensor, dimensions: int) -> Tensor:

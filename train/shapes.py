@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 from base.errors import UserError
-from train.parts import NORMS, Recurrent, Skip, SumPool2d
+from train.parts import NORMS, Recurrent, ScaledWS, Skip, SumPool2d
 
 Shape = tuple[int, ...]
 
 ALLOWED = (
     "allowed are nn.Linear, nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.BatchNorm1d, "
-    "nn.BatchNorm2d, nn.Sequential, and SumPool2d, TdBN, Recurrent, Skip, Residual, Readout and LIF of this package"
+    "nn.BatchNorm2d, nn.Sequential, and SumPool2d, TdBN, ScaledWS, Recurrent, Skip, Residual, Readout and LIF of this "
+    "package"
 )
 
 
@@ -43,11 +44,13 @@ def shape_after(name: str, part: nn.Module, shape: Shape) -> Shape:
     raise UserError(f"layer {name}: {type(part).__name__} cannot stand here or has no exact integer form; {ALLOWED}")
 
 
-def _after_norm(name: str, norm: nn.modules.batchnorm._BatchNorm, shape: Shape) -> Shape:
+def _after_norm(name: str, norm: nn.modules.batchnorm._BatchNorm | ScaledWS, shape: Shape) -> Shape:
     if norm.num_features != shape[0]:
         raise UserError(
             f"layer {name} norms {norm.num_features} channels but receives {shape[0]}; give it num_features={shape[0]}"
         )
+    if isinstance(norm, ScaledWS):
+        return shape
     if not norm.track_running_stats or norm.momentum is None:
         raise UserError(
             f"layer {name}: {norm} keeps no running statistics to fold into weights; leave track_running_stats and "

@@ -17,9 +17,11 @@ from base.errors import UserError
 from train.neurons import LIF
 from train.parts import (
     NORMS,
+    SPIKE_SCALE,
     Readout,
     Recurrent,
     Residual,
+    ScaledWS,
     SumPool2d,
     batch_affine,
     over_channels,
@@ -37,13 +39,14 @@ class Link:
     """What one source feeds into one population.
 
     source: a population's name or INPUT; before: pooling, flattening and dropout, in order, which receive the source's
-    `input_shape`; synapse: nn.Linear, Recurrent, nn.Conv2d or Skip, or nn.MaxPool2d alone; norm: of its current.
+    `input_shape`; synapse: nn.Linear, Recurrent, nn.Conv2d or Skip, or nn.MaxPool2d alone; norm: of its current, or of
+    its weights.
     """
 
     source: str
     before: tuple[nn.Module, ...]
     synapse: nn.Module
-    norm: Norm | None
+    norm: Norm | ScaledWS | None
     input_shape: Shape
 
     def forward(self, spikes: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -58,28 +61,35 @@ class Link:
         maps = spikes.flatten(0, 1)
         for part in self.before:
             maps = _dropped(part, maps, steps) if isinstance(part, nn.Dropout) else part(maps)
-        current, bias = _current(self.synapse, maps), getattr(self.synapse, "bias", None)
+        current, bias = self._current(maps), getattr(self.synapse, "bias", None)
         dimensions = current.dim() - 1
-        if self.norm is not None:
+        if isinstance(self.norm, Norm):
             gain, offset = batch_affine(self.norm, current) if self.norm.training else running_affine(self.norm)
             current = current * over_channels(gain, dimensions)
             bias = offset if bias is None else offset + gain * bias
         current = current.unflatten(0, (steps, batch))
         return current.expand(times, *current.shape[1:]), None if bias is None else over_channels(bias, dimensions)
 
+    def standardised(self, weight: Tensor) -> Tensor:
+        """The synapse's weight, in any precision, as spikes meet it."""
+        if not isinstance(self.norm, ScaledWS):
+            return weight
+        return self.norm(weight) * (1.0 if self.source == INPUT else SPIKE_SCALE)
+
+    def _current(self, maps: Tensor) -> Tensor:
+        synapse = self.synapse
+        if isinstance(synapse, nn.Linear):
+            return F.linear(maps, self.standardised(synapse.weight))
+        if isinstance(synapse, nn.Conv2d):
+            assert not isinstance(synapse.padding, str)
+            weight, geometry = self.standardised(synapse.weight), (synapse.stride, synapse.padding, synapse.dilation)
+            return F.conv2d(maps, weight, None, *geometry, synapse.groups)
+        return synapse(maps)
+
 
 def unchanging(spikes: Tensor) -> bool:
     """Whether a tensor [T, ...] is one step, shown T times: expanded over time, as direct encoding makes it."""
     return spikes.stride(0) == 0
-
-
-def _current(synapse: nn.Module, maps: Tensor) -> Tensor:
-    if isinstance(synapse, nn.Linear):
-        return F.linear(maps, synapse.weight)
-    if isinstance(synapse, nn.Conv2d):
-        assert not isinstance(synapse.padding, str)
-        return F.conv2d(maps, synapse.weight, None, synapse.stride, synapse.padding, synapse.dilation, synapse.groups)
-    return synapse(maps)
 
 
 def _dropped(dropout: nn.Dropout, maps: Tensor, steps: int) -> Tensor:
@@ -188,6 +198,10 @@ def read(parts: Iterable[tuple[str, nn.Module]], at: Place, prefix: str, stages:
             if len(at.links) > 1 or at.links[0].norm is not None:
                 raise UserError(f"layer {name} norms a current for the second time; leave it out")
             shape_after(name, part, at.shape)
+            if isinstance(part, ScaledWS) and at.links[0].synapse.get_parameter("weight")[0].numel() == 1:
+                raise UserError(
+                    f"layer {name} standardises a single weight per channel, which leaves nothing of it; leave it out"
+                )
             at = replace(at, links=(replace(at.links[0], norm=part),))
         elif at.links:
             raise _unfinished(at.name, name)
