@@ -65,12 +65,19 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """time_weights: whether the output's steps count by how well they answer alone, from the sixth epoch on."""
+    """time_weights: whether the output's steps count by how well they answer alone, from the sixth epoch on.
+
+    online: "a" or "o" trains online through time, with gradients summed over the steps or applied after each; only
+    then does mse_share count, the share of the squared error in the loss, and input_trace, whether the first layer
+    learns from a trace of its input as the others do from theirs."""
 
     epochs: int = 40
     batch_size: int = 64
     learning_rate: float = 0.01
     time_weights: bool = False
+    online: str = ""
+    mse_share: float = 0.0
+    input_trace: bool = True
 
 
 @dataclass(frozen=True)

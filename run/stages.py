@@ -68,8 +68,11 @@ def check(config: Config, before: Config | None, on_lava: bool) -> None:
     if on_lava and "lava" in config.deploy.backends:
         check_interpreter(options)
     if before is None or replace(config, deploy=before.deploy) != before:
-        _network(config)
-        _training(config)
+        network, training = _network(config), _training(config)
+        if training.online:
+            from train import online
+
+            online.check(network)
 
 
 def train(config: Config, folder: RunFolder, progress: Progress) -> bool:

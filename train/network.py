@@ -76,7 +76,8 @@ class SpikingNetwork(nn.Module):
         spiking = {stage.name for stage in self.stages if stage.spiking}
         return {name: out.to(torch.uint8) if name in spiking else out for name, out in self._run(spikes)}
 
-    def _run(self, spikes: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def read(self, spikes: Tensor) -> Tensor:
+        """Input [T, B, *input_shape] as links read it: of the weights' kind, and multiplied into the range 0 to 1."""
         if spikes.shape[2:] != self.input_shape:
             raise UserError(
                 f"input of shape {tuple(spikes.shape)} does not fit the network: expected [T, B, "
@@ -87,7 +88,10 @@ class SpikingNetwork(nn.Module):
         signal = shown.to(weight.device, weight.dtype)
         if self.payload_bits > 1:
             signal = signal * (1 / (2**self.payload_bits - 1))
-        signals = {INPUT: signal.expand(len(spikes), *signal.shape[1:])}
+        return signal.expand(len(spikes), *signal.shape[1:])
+
+    def _run(self, spikes: Tensor) -> Iterator[tuple[str, Tensor]]:
+        signals = {INPUT: self.read(spikes)}
         for index, stage in enumerate(self.stages):
             signals[stage.name] = stage.forward(signals)
             yield stage.name, signals[stage.name]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from base.errors import UserError, nearest
-from train.scan import Reset, lif_scan
+from train.scan import Reset, after_reset, lif_scan
 from train.surrogates import surrogate as surrogate_of
 
 DECAY_UNITY = 1 << 12
@@ -126,6 +126,18 @@ class LIF(nn.Module):
             width=self.width,
             recurrent=recurrent,
         )
+
+    def step(self, current: Tensor, bias: Tensor | None, voltage: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Spikes [1, B, *shape] of one step, and the voltage after it, from the voltage before (0 at first).
+
+        Neither voltage has a gradient. For neurons without synaptic current: the share kept of the voltage then comes
+        into a scan of a single step as current, with the same float operations in the same order.
+        """
+        reached = self.beta * voltage + current
+        spikes = self(reached, bias)
+        with torch.no_grad():
+            membrane = reached if bias is None else reached + bias
+            return spikes, after_reset(membrane, threshold=self.threshold, reset=self.reset, floor=self.floor)
 
     def extra_repr(self) -> str:
         learned = f", learn_decay=True, per_neuron={self.per_neuron}" if self.learn_decay else ""

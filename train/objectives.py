@@ -18,6 +18,13 @@ def loss(output: Tensor, labels: Tensor, spiking: bool = True) -> Tensor:
     return F.cross_entropy(output.mean(0) * LOGIT_RANGE if spiking else output.sum(0), labels)
 
 
+def loss_of_step(output: Tensor, labels: Tensor, spiking: bool, mse_share: float) -> Tensor:
+    """What training online minimises at each step: (1 - mse_share) times `loss` of that step's output [1, B, C] alone,
+    plus mse_share times the mean squared error against labels one-hot (Xiao et al., arXiv 2210.04195), a scalar."""
+    wanted = F.one_hot(labels, output.shape[2]).to(output.dtype)
+    return (1 - mse_share) * loss(output, labels, spiking) + mse_share * F.mse_loss(output[0], wanted)
+
+
 def predict(output: Tensor) -> Tensor:
     """Labels int64 [B] of an output [T, B, C], spikes or currents: the class with the largest sum over time, the lowest
     index among equals.

@@ -71,6 +71,11 @@ def lif_scan(
     return _Scan.apply(current, bias, alpha, beta, recurrent, (threshold, reset == "hard", floor), surrogate, width)
 
 
+def after_reset(membrane: Tensor, *, threshold: float, reset: Reset, floor: bool) -> Tensor:
+    """The voltage that neurons keep of their membrane, the one that decided whether they spike."""
+    return _after_reset(membrane, _Neuron(0.0, 0.0, threshold, reset == "hard", floor))
+
+
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(

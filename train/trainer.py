@@ -23,11 +23,12 @@ from torch import Tensor
 
 from base.errors import UserError
 from base.files import whole_file, write_text
+from train import online
 from train.datasets import Dataset, Samples
 from train.encoding import Encoding, batches, encode
 from train.modes import dropping_out, evaluating
 from train.network import SpikingNetwork
-from train.objectives import loss, predict
+from train.objectives import loss, loss_of_step, predict
 from train.time_weights import FIRST_EPOCH, followed, right_by_step, weighted
 
 EVALUATION_BATCH = 256
@@ -41,6 +42,9 @@ class Training:
     """Adam, its learning rate falling along half a cosine to 0. Raises UserError for values that cannot work.
 
     time_weights: whether steps of the output count by how well they answer alone (`train/time_weights.py`).
+    online: "" for backpropagation through time; else OTTT (`train/online.py`), whose gradients are summed over the
+    steps of a batch ("a") or applied after each ("o": T updates a batch, which want a lower learning rate). mse_share:
+    of the mean squared error in its loss, the rest being cross entropy. input_trace: `online.step` tells.
     """
 
     epochs: int = 40
@@ -48,6 +52,9 @@ class Training:
     learning_rate: float = 1e-2
     time_weights: bool = False
     seed: int = 0
+    online: str = ""
+    mse_share: float = 0.0
+    input_trace: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
@@ -56,6 +63,22 @@ class Training:
         if not 0 < self.learning_rate <= 1:
             raise UserError(
                 f"training with learning_rate = {self.learning_rate}: must be above 0 and at most 1; 0.01 is usual"
+            )
+        if self.online not in ("", "a", "o"):
+            raise UserError(
+                f"training with online = '{self.online}': must be 'a' (one update a batch), 'o' (one a step) or '' "
+                "(backpropagation through time)"
+            )
+        if not 0 <= self.mse_share <= 1:
+            raise UserError(f"training with mse_share = {self.mse_share}: must be between 0 and 1; 0.05 is usual")
+        if self.online and self.time_weights:
+            raise UserError(
+                "time_weights compare the steps of an output, which training online never has together; set one of "
+                "online and time_weights"
+            )
+        if not self.online and (self.mse_share or not self.input_trace):
+            raise UserError(
+                "mse_share and input_trace belong to training online; set online = 'a' or 'o', or leave them out"
             )
 
 
@@ -76,13 +99,16 @@ def fit(
     weights.safetensors at the end. Training goes on after the epoch of a state found there if that came from the same
     initial weights, training samples, encoding, training and `fingerprint`; any other is ignored and written over.
     `progress` is called after every batch.
-    Raises UserError where network and data do not fit, for a state file that cannot be read, and for weights gone NaN.
+    Raises UserError where network and data do not fit, for what cannot be trained online, for a state file that cannot
+    be read, and for weights gone NaN.
     """
     if network.stages[-1].output_shape != (dataset.classes,):
         raise UserError(
             f"the network ends with {list(network.stages[-1].output_shape)} neurons, but data set '{dataset.name}' has "
             f"{dataset.classes} classes; end the architecture with {dataset.classes}"
         )
+    if training.online:
+        online.check(network)
     folder = Path(folder)
     network.time_weights = torch.ones(encoding.steps) if training.time_weights else None
     optimizer = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
@@ -179,15 +205,11 @@ def _epoch(
         chosen = order[start : start + training.batch_size]
         spikes = encode(samples.values[chosen], chosen, encoding, epoch)
         labels = torch.from_numpy(samples.labels[chosen]).to(device)
-        with dropping_out(training.seed, epoch, batch):
-            emitted = network.spikes(spikes)
+        update = _update_online if training.online else _update
+        objective, emitted = update(network, optimizer, spikes, labels, training, (training.seed, epoch, batch))
+
         output = emitted[network.stages[-1].name]
         answer = weighted(output, network.time_weights)
-        objective = loss(answer, labels, network.stages[-1].spiking)
-        optimizer.zero_grad()
-        objective.backward()
-        optimizer.step()
-
         seen += len(chosen)
         correct += int((predict(answer.detach()) == labels).sum())
         if network.time_weights is not None:
@@ -224,6 +246,53 @@ def _epoch(
         line["right_by_step"] = right.tolist()
         line["time_weights"] = [round(weight, 4) for weight in network.time_weights.tolist()]
     return line
+
+
+def _update(
+    network: SpikingNetwork,
+    optimizer: torch.optim.Adam,
+    spikes: Tensor,
+    labels: Tensor,
+    training: Training,
+    masks: tuple[int, ...],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Learn one batch by backpropagation through time: its loss, and what every population emitted, [T, B, *shape]."""
+    with dropping_out(*masks):
+        emitted = network.spikes(spikes)
+    answer = weighted(emitted[network.stages[-1].name], network.time_weights)
+    objective = loss(answer, labels, network.stages[-1].spiking)
+    optimizer.zero_grad()
+    objective.backward()
+    optimizer.step()
+    return objective, emitted
+
+
+def _update_online(
+    network: SpikingNetwork,
+    optimizer: torch.optim.Adam,
+    spikes: Tensor,
+    labels: Tensor,
+    training: Training,
+    masks: tuple[int, ...],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The same by OTTT, with only the mean over time of what was emitted, [1, B, *shape], kept."""
+    steps, output, state = len(spikes), network.stages[-1], online.State()
+    objective = torch.zeros(())
+    emitted: dict[str, Tensor] = {}
+    optimizer.zero_grad()
+    for frame in spikes.split(1):
+        with dropping_out(*masks):  # at every step anew, and so the same ones
+            shown, state = online.step(network, frame, state, training.input_trace)
+        of_step = loss_of_step(shown[output.name], labels, output.spiking, training.mse_share) / steps
+        of_step.backward()
+        if training.online == "o":
+            optimizer.step()
+            optimizer.zero_grad()
+        objective = objective + of_step.detach().cpu()
+        emitted = {name: emitted.get(name, 0.0) + out.detach() / steps for name, out in shown.items()}
+    if training.online == "a":
+        optimizer.step()
+    return objective, emitted
 
 
 def _identity(

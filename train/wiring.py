@@ -54,21 +54,27 @@ class Link:
 
         Norm and dropout go by their own training mode. What is the same at every step is computed once.
         """
-        times = len(spikes)
-        if unchanging(spikes):
-            spikes = spikes[:1]
+        current, bias = self.current(self.pooled(spikes[:1] if unchanging(spikes) else spikes))
+        return current.expand(len(spikes), *current.shape[1:]), bias
+
+    def pooled(self, spikes: Tensor) -> Tensor:
+        """What reaches the synapse, [T, B, ...], of spikes [T, B, *input_shape]: behind the parts before it."""
         steps, batch = spikes.shape[:2]
         maps = spikes.flatten(0, 1)
         for part in self.before:
             maps = _dropped(part, maps, steps) if isinstance(part, nn.Dropout) else part(maps)
-        current, bias = self._current(maps), getattr(self.synapse, "bias", None)
+        return maps.unflatten(0, (steps, batch))
+
+    def current(self, pooled: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Current [T, B, *shape] of what reaches the synapse, and the voltage's bias."""
+        current, bias = self._conducted(pooled.flatten(0, 1)), getattr(self.synapse, "bias", None)
         dimensions = current.dim() - 1
         if isinstance(self.norm, Norm):
             gain, offset = batch_affine(self.norm, current) if self.norm.training else running_affine(self.norm)
             current = current * over_channels(gain, dimensions)
             bias = offset if bias is None else offset + gain * bias
-        current = current.unflatten(0, (steps, batch))
-        return current.expand(times, *current.shape[1:]), None if bias is None else over_channels(bias, dimensions)
+        current = current.unflatten(0, pooled.shape[:2])
+        return current, None if bias is None else over_channels(bias, dimensions)
 
     def standardised(self, weight: Tensor) -> Tensor:
         """The synapse's weight, in any precision, as spikes meet it."""
@@ -76,7 +82,7 @@ class Link:
             return weight
         return self.norm(weight) * (1.0 if self.source == INPUT else SPIKE_SCALE)
 
-    def _current(self, maps: Tensor) -> Tensor:
+    def _conducted(self, maps: Tensor) -> Tensor:
         synapse = self.synapse
         if isinstance(synapse, nn.Linear):
             return F.linear(maps, self.standardised(synapse.weight))
@@ -138,15 +144,19 @@ class Stage:
 
     def forward(self, spikes: Mapping[str, Tensor]) -> Tensor:
         """Spikes (a readout: currents) [T, B, *output_shape] of the spikes [T, B, ...] of every source."""
-        arriving = [link.forward(spikes[link.source]) for link in self.links]
-        current = sum((current for current, _ in arriving[1:]), start=arriving[0][0])
-        biases = [bias for _, bias in arriving if bias is not None]
-        bias = sum(biases[1:], start=biases[0]) if biases else None
+        current, bias = added(link.forward(spikes[link.source]) for link in self.links)
         if self.neuron is None:
             return current
         if isinstance(self.neuron, Readout):
             return self.neuron(current, bias)
         return self.neuron(current, bias, self.recurrent)
+
+
+def added(arriving: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    """The sum of the currents of links, and that of their biases if there is one."""
+    currents, biases = zip(*arriving, strict=True)
+    given = [bias for bias in biases if bias is not None]
+    return sum(currents[1:], start=currents[0]), sum(given[1:], start=given[0]) if given else None
 
 
 def wire(shape: Shape, named: Mapping[str, nn.Module]) -> tuple[Stage, ...]:
