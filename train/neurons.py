@@ -159,4 +159,4 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 def _shown(share: float | Tensor) -> str:
     if isinstance(share, Tensor) and share.dim():
         return f"{share.min().item():.4g}..{share.max().item():.4g}"
-    return f"{float(share)}"
+    return f"{torch.as_tensor(share).item()}"
