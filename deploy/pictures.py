@@ -164,11 +164,15 @@ def _steps(axis: Axes) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """The figure as the text of an SVG, its ink light or dark as the reader's screen is."""
     text = StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r"(font: [^'\";]*px) [^;\"]*", rf"\1 {FONT}", svg)
-    svg = re.sub(r"(<svg[^>]*>)", rf"\1{THEME}", svg, count=1)
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+    drawn = text.getvalue()
+    drawn = drawn[drawn.index("<svg") :].replace(INK, "currentColor")
+    drawn = re.sub(r"(font: [^'\";]*px) [^;\"]*", rf"\1 {FONT}", drawn)
+    return re.sub(r"(<svg[^>]*>)", rf"\1{THEME}", drawn, count=1)
+
+
+def _svg(figure: Figure) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg(figure).encode()).decode()

@@ -123,6 +123,11 @@ def read(path: Path | None, settings: Iterable[str] = ()) -> Config:
 
     Raises UserError for a file that cannot be read, an unknown key (naming the nearest), and a value of another type.
     """
+    return build(read_table(path, settings), str(path) if path is not None else "--set")
+
+
+def read_table(path: Path | None, settings: Iterable[str] = ()) -> dict[str, Any]:
+    """What a TOML file (or none) and settings say, before it is a configuration. Raises UserError for a broken file."""
     table: dict[str, Any] = {}
     if path is not None:
         try:
@@ -134,7 +139,12 @@ def read(path: Path | None, settings: Iterable[str] = ()) -> Config:
         table.pop("versions", None)  # what a run's own config.toml tells beside the configuration
     for setting in settings:
         _apply(table, setting)
-    config: Config = _build(Config, table, "", str(path) if path is not None else "--set")
+    return table
+
+
+def build(table: Mapping[str, Any], source: str) -> Config:
+    """The configuration that a table says; `source` is whom a refusal names. Raises UserError as `read` does."""
+    config: Config = _build(Config, table, "", source)
     return config
 
 

@@ -86,10 +86,9 @@ def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
             note = f"epoch {batch['epoch']}/{batch['epochs']}, accuracy {batch['accuracy']:.1%}"
             progress("train", done, batch["epochs"] * batch["batches"], note)
 
-        fit(_network(config), _dataset(config), _encoding(config), _training(config), folder.path / "train", show)
+        fit(*prepare(config), folder.path / "train", show)
 
-    decides = [config.seed, _data(config), asdict(config.network), asdict(config.train)]
-    return folder.step("train", decides, [], [WEIGHTS, METRICS], work)
+    return folder.step("train", decides_training(config), [], [WEIGHTS, METRICS], work)
 
 
 def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
@@ -251,6 +250,16 @@ def lava_options(config: Config) -> LavaOptions:
 
     chosen = config.deploy
     return LavaOptions(chosen.target, chosen.lanes, chosen.deadline, chosen.python, chosen.convolution)
+
+
+def prepare(config: Config) -> tuple[SpikingNetwork, Dataset, Encoding, Training]:
+    """What `fit` trains, on what and how. Raises UserError where these do not fit each other."""
+    return _network(config), _dataset(config), _encoding(config), _training(config)
+
+
+def decides_training(config: Config) -> list[Any]:
+    """All of a configuration that decides the trained weights, as JSON data."""
+    return [config.seed, _data(config), asdict(config.network), asdict(config.train)]
 
 
 def _data(config: Config) -> dict[str, Any]:
