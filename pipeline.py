@@ -2,13 +2,17 @@
 
 pipeline.py                       the whole way on real digits, into runs/digits
 pipeline.py deploy --lanes 64     one stage, from the files of the stage before
+pipeline.py compare FILE          several ways to train, each from several seeds
 """
 
 from __future__ import annotations
 
 import functools
+import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -57,6 +61,7 @@ Python = Annotated[
 ]
 
 DEFAULT_OUT = Path("runs/digits")
+PAGE_ONLY = ("seeds", "validation %", "rate", "in window", "s/epoch", "MiB")  # columns that a terminal has no room for
 
 Command = Callable[..., int]
 
@@ -159,6 +164,42 @@ def report(out: Out = DEFAULT_OUT, config: ConfigFile = None, settings: Settings
     return EXIT_EQUAL
 
 
+@command
+def compare(
+    file: Annotated[
+        Path, typer.Argument(help="A TOML file with a section [compare], as examples/compare-digits.toml.")
+    ],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="The comparison's folder. Default: runs/ and the file's name."),
+    ] = None,
+    jobs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--jobs", min=1, help="Trainings side by side, of one thread each. Default: one for each core."),
+    ] = None,
+    settings: Settings = None,
+) -> int:
+    """Train by several methods from several seeds, run the integers of each, and compare. Goes on where it was."""
+    from run.comparison import page, plan, workers
+    from run.comparison.numbers import numbers
+
+    chosen, folder = plan.read(file, settings or []), out or Path("runs") / file.stem
+    for config in chosen.configs:
+        stages.check(config, None, on_lava=False)
+    with _bars() as show:
+        failed = workers.make(chosen.cells, folder, jobs or len(os.sched_getaffinity(0)), show)
+    found = numbers(chosen, workers.load(chosen.cells, folder), failed)
+    words = [str(file), *(word for setting in settings or [] for word in ("--set", setting))]
+    written = page.write(found, f"uv run pipeline.py compare {shlex.join(words)}", folder)
+    _comparison(*page.table(found))
+    for failure in found["failed"]:
+        errors.print(f"Failed: {failure['cell']}: {failure['reason']}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Page: {written}", highlight=False)
+    if failed:
+        return EXIT_REFUSED
+    return EXIT_EQUAL if all(cell["reference"]["equal"] for cell in found["cells"]) else EXIT_DIFFERENT
+
+
 def _open(
     out: Path,
     config: Path | None,
@@ -185,6 +226,16 @@ def _open(
 
 def _stage(stage: Callable[[Config, RunFolder, stages.Progress], bool], config: Config, folder: RunFolder) -> bool:
     """Run one stage under progress bars; True if it had something to do."""
+    with _bars() as show:
+        did_something = stage(config, folder, show)
+        if not did_something:
+            show(stage.__name__, 1, 1, "done before, unchanged")
+    return did_something
+
+
+@contextmanager
+def _bars() -> Iterator[stages.Progress]:
+    """Progress bars, one for each thing that the caller shows: what, done, total, a note."""
     columns = (TextColumn("{task.description:20}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
@@ -194,10 +245,7 @@ def _stage(stage: Callable[[Config, RunFolder, stages.Progress], bool], config: 
                 tasks[what] = bars.add_task(what, note="")
             bars.update(tasks[what], completed=done, total=total, note=note)
 
-        did_something = stage(config, folder, show)
-        if not did_something:
-            show(stage.__name__, 1, 1, "done before, unchanged")
-    return did_something
+        yield show
 
 
 def _summary(folder: RunFolder) -> int:
@@ -227,6 +275,17 @@ def _summary(folder: RunFolder) -> int:
     if page.is_file():
         console.print(f"Report: {page}", highlight=False)
     return EXIT_EQUAL if verdict["equal"] else EXIT_DIFFERENT
+
+
+def _comparison(headings: list[str], rows: list[list[str]]) -> None:
+    """The columns of a comparison's table that say who is better; the page has them all."""
+    table = Table()
+    shown = [place for place, heading in enumerate(headings) if heading not in PAGE_ONLY]
+    for place in shown:
+        table.add_column(headings[place], justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*(row[place] for place in shown))
+    console.print(table)
 
 
 def main() -> None:
