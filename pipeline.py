@@ -18,6 +18,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -184,8 +185,7 @@ def compare(
     from run.comparison.numbers import numbers
 
     chosen, folder = plan.read(file, settings or []), out or Path("runs") / file.stem
-    for config in chosen.configs:
-        stages.check(config, None, on_lava=False)
+    plan.check(chosen)
     with _bars() as show:
         failed = workers.make(chosen.cells, folder, jobs or len(os.sched_getaffinity(0)), show)
     found = numbers(chosen, workers.load(chosen.cells, folder), failed)
@@ -236,7 +236,8 @@ def _stage(stage: Callable[[Config, RunFolder, stages.Progress], bool], config: 
 @contextmanager
 def _bars() -> Iterator[stages.Progress]:
     """Progress bars, one for each thing that the caller shows: what, done, total, a note."""
-    columns = (TextColumn("{task.description:20}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    note = TextColumn("{task.fields[note]}", markup=False)
+    columns = (TextColumn("{task.description:20}"), BarColumn(), TimeElapsedColumn(), note)
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
@@ -284,7 +285,7 @@ def _comparison(headings: list[str], rows: list[list[str]]) -> None:
     for place in shown:
         table.add_column(headings[place], justify="right" if place else "left")
     for row in rows:
-        table.add_row(*(row[place] for place in shown))
+        table.add_row(*(escape(row[place]) for place in shown))
     console.print(table)
 
 

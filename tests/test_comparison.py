@@ -316,7 +316,7 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence(file: Path, setting: st
 
 
 def test_what_training_would_refuse_is_refused_before_any_cell(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown surrogate 'arctn'; did you mean 'arctan'"):
+    with pytest.raises(UserError, match="method 'arctan': unknown surrogate 'arctn'; did you mean 'arctan'"):
         compare(file, tmp_path / "run", "compare.methods.arctan.network.surrogate=arctn")
     assert not (tmp_path / "run").exists()
 

@@ -298,7 +298,7 @@ def test_every_accuracy_is_that_of_the_weighted_output(tmp_path: Path) -> None:
 def test_help_is_there_for_every_command() -> None:
     overview = pipeline("--help")
     assert overview.returncode == 0
-    for command in ("run", "train", "quantize", "deploy", "verify", "report"):
+    for command in ("run", "train", "quantize", "deploy", "verify", "report", "compare"):
         assert command in overview.stdout
         assert pipeline(command, "--help").returncode == 0
     assert pipeline("trian").returncode == 2

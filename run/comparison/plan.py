@@ -28,6 +28,7 @@ from run import stages
 from run.config import Config
 
 SEEDS = 5
+CELL_FORMAT = 1  # of cell.json: another one, and all cells are made anew
 KEYS = ("seeds", "sweep", "methods")
 EXAMPLE = 'triangular = { network.surrogate = "triangular" }'
 
@@ -45,7 +46,8 @@ class Cell:
     @cached_property
     def key(self) -> str:
         """Names the cell by all that decides its result, so that a changed configuration makes new cells, no others."""
-        return hashlib.sha256(json.dumps(stages.decides_training(self.config)).encode()).hexdigest()[:16]
+        decides = [CELL_FORMAT, stages.decides_training(self.config)]
+        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
         value = "" if self.value is None else f", {self.value}"
@@ -63,11 +65,6 @@ class Plan:
     values: tuple[Any, ...]
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
-
-    @property
-    def configs(self) -> list[Config]:
-        """One configuration for each method and value: what can be refused before any training."""
-        return [cell.config for cell in self.cells if cell.config.seed == self.seeds[0]]
 
 
 def read(path: Path, settings: Iterable[str] = ()) -> Plan:
@@ -106,6 +103,15 @@ def read(path: Path, settings: Iterable[str] = ()) -> Plan:
     configs = [(name, value, configuration.build(both, f"{path}: method '{name}'")) for name, value, both in varied]
     cells = tuple(Cell(name, value, replace(config, seed=seed)) for seed in seeds for name, value, config in configs)
     return Plan({name: _leaves(method) for name, method in methods.items()}, swept, values, seeds, cells)
+
+
+def check(plan: Plan) -> None:
+    """Refuse before any training what training would refuse. Raises UserError, naming the method."""
+    for cell in plan.cells[: len(plan.methods) * len(plan.values)]:  # one seed tells for all
+        try:
+            stages.check(cell.config, None, on_lava=False)
+        except UserError as error:
+            raise UserError(f"method '{cell.method}': {error}") from error
 
 
 def _sweep(path: Path, section: Table) -> tuple[str, tuple[Any, ...]]:

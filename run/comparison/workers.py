@@ -55,7 +55,8 @@ def make(cells: Iterable[Cell], folder: Path, jobs: int, progress: stages.Progre
             while missing and free:
                 cell, job = missing.pop(0), free.pop()
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(cell.config, _folder(folder, cell), theirs))
+                given = (cell.config, _folder(folder, cell), theirs)
+                process = context.Process(target=_work, args=given, daemon=True)
                 process.start()
                 theirs.close()
                 running[ours] = _Running(cell, job, process)
