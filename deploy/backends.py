@@ -23,7 +23,7 @@ def run(
     lava: LavaOptions | None = None,
     progress: Progress | None = None,
 ) -> Recording:
-    """Run uint8 inputs [T, B, *input_shape] on the backend of that name; u and v of the first `states` samples too.
+    """Run inputs [T, B, *input_shape] on the backend of that name; u and v of the first `states` samples too.
 
     Each backend is imported when asked for. Raises UserError for an unknown name and for what the backend refuses.
     """

@@ -48,6 +48,7 @@ class Departure:
     inputs: Callable[[np.ndarray], np.ndarray] = lambda inputs: inputs
     extra_delay: int = 0
     drives_with_last_current: bool = False
+    biases_current: bool = False
     clears_current: bool = False
     early: bool = False
     late: Callable[[int], int] = lambda depth: 0
@@ -77,7 +78,7 @@ def run(
         for name, rule in rule_of.items():
             if t < lead - (network.depth[name] if rule.early else 0):
                 continue
-            population = network[name]
+            population = network.with_bias(name, sources[INPUT][t, 0])
             total = np.zeros((1, *population.shape), np.int64)
             for connection in network.into(name):
                 delay = connection.delay + (rule.extra_delay if connection.delay else 0)
@@ -116,7 +117,9 @@ def _step(
     terms = _terms(population, **rule.neuron(population))
     current, _, _ = lif_step(u, v, total, rules=rule.current, **terms)
     drive = u if rule.drives_with_last_current else current
-    terms["bias"] = terms["bias"] + drive
+    if rule.biases_current:
+        drive = current = current + terms.pop("bias")
+    terms["bias"] = terms.get("bias", 0) + drive
     zero = np.zeros_like(current)
     _, v, spikes = lif_step(zero, v, zero, rules=rule.voltage, **terms)
     return np.where(spikes, 0, current) if rule.clears_current else current, v, spikes
@@ -244,6 +247,7 @@ DEPARTURES: tuple[Departure, ...] = (
     Departure("the bias is missing", neuron=lambda p: {"bias": np.zeros_like(p.bias)}),
     Departure("the bias is shifted by 6, as activations are", neuron=lambda p: {"bias": p.bias << STATE_SHIFT}),
     Departure("the bias exponent is ignored", neuron=lambda p: {"bias": p.bias_mant.astype(np.int64)}),
+    Departure("the bias is added to u, which keeps a share of it, instead of to v", biases_current=True),
     Departure("the bias acts before a population's first step", early=True),
     Departure("the connection's exponent is ignored", activation=_exponent_ignored),
     Departure("the exponent shifts each weight instead of the sum", activation=_each_weight_shifted),

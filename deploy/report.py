@@ -35,12 +35,14 @@ class ReportData:
     """Everything that a run has to show.
 
     `recordings` are keyed by backend, "float" among them or not, u and v present for the first samples of some;
-    `labels` [B] are the classes of the recorded samples, `scales` rows of free columns, `training` metrics per epoch.
+    `inputs` [T, B, *input_shape] and classes `labels` [B] are those of the recorded samples, `scales` rows of free
+    columns, `training` metrics per epoch.
     """
 
     title: str
     config: dict[str, Any]
     network: IntegerNetwork
+    inputs: np.ndarray
     labels: np.ndarray
     class_names: Sequence[str]
     recordings: dict[str, Recording]
@@ -96,7 +98,7 @@ def numbers(data: ReportData) -> dict[str, Any]:
         "accuracy": data.accuracy,
         "fidelity": data.fidelity,
         "integers": {
-            "populations": [_population_row(population) for population in network.populations],
+            "populations": [_population_row(network, population) for population in network.populations],
             "connections": [_connection_row(connection) for connection in network.connections],
             "scales": data.scales,
             "time_weights": network.time_weights,
@@ -122,7 +124,7 @@ def numbers(data: ReportData) -> dict[str, Any]:
             "label": confusion["classes"][int(data.labels[sample])],
             "populations": [_raster(data, anchor, name, sample) for name in shown],
         },
-        "traces": _traces(network, data.recordings, anchor, shown, sample),
+        "traces": _traces(data, anchor, shown, sample),
         "confusion": confusion,
         "curves": _curves(data.training),
         "training": data.training,
@@ -153,7 +155,7 @@ def _verdict(data: ReportData) -> dict[str, Any]:
     return {"word": word, "backends": backends, "meaning": meaning, "arithmetic": ARITHMETIC_ID} | counts
 
 
-def _population_row(population: Population) -> dict[str, Any]:
+def _population_row(network: IntegerNetwork, population: Population) -> dict[str, Any]:
     neuron = {
         "decay_u": _range(population.decay_u),
         "decay_v": _range(population.decay_v),
@@ -164,7 +166,7 @@ def _population_row(population: Population) -> dict[str, Any]:
     return {
         "population": population.name,
         "shape": " × ".join(map(str, population.shape)),
-        "bias": _range(population.bias_mant),
+        "bias": "the input" if population.name == network.input_is_bias_of else _range(population.bias_mant),
         "bias exponent": population.bias_exp,
     } | (neuron if population.spiking else dict.fromkeys(neuron, "–"))
 
@@ -211,10 +213,9 @@ def _raster(data: ReportData, anchor: str, name: str, sample: int) -> dict[str, 
     return {"population": name, "size": len(truth), "neurons": neurons, "rows": texts}
 
 
-def _traces(
-    network: IntegerNetwork, recordings: Mapping[str, Recording], anchor: str, shown: Sequence[str], sample: int
-) -> list[dict[str, Any]]:
+def _traces(data: ReportData, anchor: str, shown: Sequence[str], sample: int) -> list[dict[str, Any]]:
     """Two neurons of each shown population, the one that fires most and a middling one, in a sample with states."""
+    recordings = data.recordings
     integer = [recordings[anchor], *(r for name, r in recordings.items() if name != FLOAT)]
     recording = next((r for r in integer if all(_has_states(r, name, 0) for name in shown)), None)
     if recording is None or not shown:
@@ -226,8 +227,8 @@ def _traces(
         by_count = np.argsort(-counts, kind="stable")
         middle = by_count[np.count_nonzero(counts) // 2]
         for flat in dict.fromkeys((int(by_count[0]), int(middle))):
-            neuron = tuple(int(i) for i in np.unravel_index(flat, network[name].shape))
-            chosen.append(_trace(network[name], recording, sample, neuron))
+            neuron = tuple(int(i) for i in np.unravel_index(flat, data.network[name].shape))
+            chosen.append(_trace(data, name, recording, sample, neuron))
     return chosen
 
 
@@ -237,7 +238,7 @@ def _divergence_traces(data: ReportData, comparison: Comparison) -> list[dict[st
     if where is None:
         return []
     return [
-        _trace(data.network[where.population], recording, where.sample, where.neuron)
+        _trace(data, where.population, recording, where.sample, where.neuron)
         for side in (comparison.a, comparison.b)
         for recording in [data.recordings.get(side)]
         if recording and _has_states(recording, where.population, where.sample)
@@ -248,7 +249,8 @@ def _has_states(recording: Recording, population: str, sample: int) -> bool:
     return all(population in traces and traces[population].shape[1] > sample for traces in (recording.u, recording.v))
 
 
-def _trace(population: Population, recording: Recording, sample: int, neuron: tuple[int, ...]) -> dict[str, Any]:
+def _trace(data: ReportData, name: str, recording: Recording, sample: int, neuron: tuple[int, ...]) -> dict[str, Any]:
+    population = data.network.with_bias(name, data.inputs[0, sample])
     u, v = (traces[population.name][:, sample].astype(np.int64) for traces in (recording.u, recording.v))
     voltage = voltage_before_reset(population, u, np.concatenate([np.zeros_like(v[:1]), v[:-1]]))
     at: tuple[slice | int, ...] = (slice(None), *neuron)

@@ -159,7 +159,7 @@ def explain(
         b=_side(sides[1], 0, name, step, neuron),
         cause="; ".join(text for text in found if text),
     )
-    population = network[name]
+    population = network.with_bias(name, alone[step, 0])
     if population.spiking:
         before = truth.v[name][step - 1] if step else np.zeros_like(truth.v[name][0])
         voltage = causes.voltage_before_reset(population, truth.u[name][step], before)

@@ -33,7 +33,7 @@ Product = Callable[[np.ndarray], np.ndarray]
 
 
 def run(network: IntegerNetwork, inputs: np.ndarray, states: int = 0) -> Recording:
-    """Run uint8 inputs [T, B, *input_shape]; u and v of the first `states` samples are recorded too.
+    """Run inputs [T, B, *input_shape]; u and v of the first `states` samples are recorded too.
 
     Raises UserError where the inputs do not fit the network.
     """
@@ -47,12 +47,12 @@ def run(network: IntegerNetwork, inputs: np.ndarray, states: int = 0) -> Recordi
     }
     u = {p.name: np.empty((steps, states, p.size), np.int32) for p in network.populations}
     v = {p.name: np.empty((steps, states, p.size), np.int32) for p in network.populations}
-    widest = max(_columns(network, connection) for connection in network.connections)
+    widest = max((_columns(network, connection) for connection in network.connections), default=1)
     chunk = max(1, WORKSPACE // (4 * steps * widest))
     for first in range(0, samples, chunk):
         part = slice(first, first + chunk)
         layers = {
-            p.name: _Layer(network, p, emitted[p.name][:, part], u[p.name][:, part], v[p.name][:, part])
+            p.name: _Layer(network, p, flat[0, part], emitted[p.name][:, part], u[p.name][:, part], v[p.name][:, part])
             for p in network.populations
         }
         sources = {INPUT: flat[:, part]} | {name: layer.emitted for name, layer in layers.items()}
@@ -72,10 +72,19 @@ def run(network: IntegerNetwork, inputs: np.ndarray, states: int = 0) -> Recordi
 
 
 class _Layer:
-    """A population's running state over one batch, and the places [T, B, N] where what it emits and its traces go."""
+    """A population's running state over one batch, and the places [T, B, N] where what it emits and its traces go.
+
+    `shown` [B, input size] is the input of the first step, which is the bias where the input is one.
+    """
 
     def __init__(
-        self, network: IntegerNetwork, population: Population, emitted: np.ndarray, u: np.ndarray, v: np.ndarray
+        self,
+        network: IntegerNetwork,
+        population: Population,
+        shown: np.ndarray,
+        emitted: np.ndarray,
+        u: np.ndarray,
+        v: np.ndarray,
     ) -> None:
         self.emitted = emitted
         self._population = population
@@ -88,9 +97,12 @@ class _Layer:
                 DECAY_UNITY - (population.decay_u.astype(np.int64) + CURRENT_DECAY_OFFSET),
                 DECAY_UNITY - population.decay_v.astype(np.int64),
                 population.threshold_mant.astype(np.int64) << STATE_SHIFT,
-                population.bias,
             )
         )
+        if population.name == network.input_is_bias_of:
+            self._bias = shown.astype(np.int64) << population.bias_exp
+        else:
+            self._bias = np.broadcast_to(population.bias, population.shape).reshape(1, -1).copy()
         self._modes = (population.reset == "hard", population.floor)
 
     def advance(self, window: slice, sources: dict[str, np.ndarray], products: dict[int, Product]) -> None:
@@ -105,20 +117,22 @@ class _Layer:
                 summed = products[id(connection)](source.reshape(-1, source.shape[-1]))
                 activation[late:] += shift(summed, connection.exponent).reshape(activation[late:].shape)
         if self._population.spiking:
-            _scan(activation, *self._state, *self._parameters, *self._modes, emitted, u, v)
+            _scan(activation, *self._state, *self._parameters, self._bias, *self._modes, emitted, u, v)
         else:
-            emitted[:] = readout_current(activation, self._parameters[-1])
+            emitted[:] = readout_current(activation, self._bias)
 
 
 @njit(cache=True, nogil=True)
 def _scan(activation, u, v, keep_u, keep_v, threshold, bias, hard, floor, spikes, u_trace, v_trace):  # type: ignore[no-untyped-def]
-    """activation [T, B, N] int32; u, v [B, N] int32, updated; parameters [N] int64; spikes [T, B, N]; traces [T, b, N].
+    """activation [T, B, N] int32; u, v [B, N] int32, updated; parameters [N] and bias [B or 1, N] int64; spikes
+    [T, B, N]; traces [T, b, N].
 
     (p + ((p >> 63) & 4095)) >> 12 is p / 4096 truncated toward zero.
     """
     fraction = DECAY_UNITY - 1
     for b in range(activation.shape[1]):
         traced = b < u_trace.shape[1]
+        own_bias = bias[b] if len(bias) > 1 else bias[0]
         for t in range(activation.shape[0]):
             for n in range(activation.shape[2]):
                 product = np.int64(u[b, n]) * keep_u[n]
@@ -129,7 +143,7 @@ def _scan(activation, u, v, keep_u, keep_v, threshold, bias, hard, floor, spikes
                 elif current <= -STATE_LIMIT:
                     current += 2 * STATE_LIMIT
                 product = np.int64(v[b, n]) * keep_v[n]
-                voltage = ((product + ((product >> 63) & fraction)) >> DECAY_BITS) + current + bias[n]
+                voltage = ((product + ((product >> 63) & fraction)) >> DECAY_BITS) + current + own_bias[n]
                 voltage = min(max(voltage, -(STATE_LIMIT - 1)), STATE_LIMIT - 1)
                 if floor:
                     voltage = max(voltage, 0)

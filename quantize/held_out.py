@@ -17,7 +17,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """inputs: uint8 [T, B, *input_shape], already encoded. labels: int64 [B]."""
+    """inputs: [T, B, *input_shape], already encoded: uint8, or int16 where they are biases. labels: int64 [B]."""
 
     inputs: np.ndarray
     labels: np.ndarray

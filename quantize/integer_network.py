@@ -6,7 +6,7 @@ Plain frozen data, checked when made, saved as one `.npz` that NumPy alone can r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,9 @@ class IntegerNetwork:
     """Populations and connections, fed by one input of unsigned payloads (1 bit: spikes; more: graded).
 
     time_weights: None, or int32 [T], by which the host multiplies the output's steps before it sums them; 65536 is 1.
+    input_is_bias_of: empty, or the population whose bias mantissas the input is, loaded once a sample; no connection
+    reads the input then, and payload_bits mean nothing.
+
     Raises UserError where parts do not fit each other, where a cycle has no delay, or where a current could grow beyond
     the 32 bits, or the host's sum beyond the 64, that hold it.
     """
@@ -178,6 +181,7 @@ class IntegerNetwork:
     output: str
     payload_bits: int = 1
     time_weights: np.ndarray | None = None
+    input_is_bias_of: str = ""
 
     def __post_init__(self) -> None:
         _integers("network: payload_bits", self.payload_bits, 1, 8)
@@ -207,13 +211,32 @@ class IntegerNetwork:
                 raise UserError(
                     f"connection {connection.name}: it yields shape {got}, but '{connection.target}' has {wanted}."
                 )
+        if self.input_is_bias_of:
+            self._check_biased(names)
         for population in self.populations:
-            if not self.into(population.name):
+            if not self.into(population.name) and population.name != self.input_is_bias_of:
                 raise UserError(
                     f"population '{population.name}': no connection leads to it; connect it or leave it out."
                 )
             self._check_accumulator(population)
         _ = self.order
+
+    def _check_biased(self, names: list[str]) -> None:
+        what = f"network: the input is the bias of '{self.input_is_bias_of}'"
+        if self.input_is_bias_of not in names:
+            raise UserError(f"{what}, which is no population; there are {names}.")
+        population = self[self.input_is_bias_of]
+        if not population.spiking:
+            raise UserError(f"{what}, a readout without neurons; name a population that spikes.")
+        if population.shape != self.input_shape:
+            raise UserError(
+                f"{what} of shape {population.shape}, but has shape {self.input_shape}; give both one shape."
+            )
+        if population.bias_mant.any():
+            raise UserError(f"{what}, which has one of its own; add that to the input and leave it 0.")
+        reading = [connection.name for connection in self.connections if connection.source == INPUT]
+        if reading:
+            raise UserError(f"{what}, and connection {reading[0]} reads it as spikes; leave one of the two out.")
 
     def _check_accumulator(self, population: Population) -> None:
         """Where one wrap a step cannot bring the current back, it grows; the 32 bits that hold it must suffice."""
@@ -245,6 +268,10 @@ class IntegerNetwork:
 
     def payload_max(self, source: str) -> int:
         return (1 << self.payload_bits) - 1 if source == INPUT else 1
+
+    def with_bias(self, name: str, shown: np.ndarray) -> Population:
+        """The population while one sample's input [*input_shape] is shown, which is its bias if it is that of any."""
+        return replace(self[name], bias_mant=shown) if name == self.input_is_bias_of else self[name]
 
     def into(self, name: str) -> tuple[Connection, ...]:
         return tuple(connection for connection in self.connections if connection.target == name)
@@ -281,7 +308,10 @@ class IntegerNetwork:
         return archive.content_hash(*_pack(self))
 
     def check_inputs(self, inputs: np.ndarray) -> np.ndarray:
-        """The inputs as uint8 [T, B, *input_shape]. Raises UserError where shape, kind or payload do not fit."""
+        """The inputs [T, B, *input_shape] as uint8, or as int16 where they are biases.
+
+        Raises UserError where shape, kind or range do not fit, and for biases that change over time.
+        """
         inputs = np.asarray(inputs)
         if inputs.ndim != 2 + len(self.input_shape) or inputs.shape[2:] != self.input_shape:
             raise UserError(f"input: shape {inputs.shape} is not [steps, samples, *{self.input_shape}].")
@@ -292,6 +322,14 @@ class IntegerNetwork:
                 f"input: it has {len(inputs)} steps, but the network weighs {len(self.time_weights)} steps of its "
                 f"output; encode it in {len(self.time_weights)} steps."
             )
+        if self.input_is_bias_of:
+            half = 1 << (rules.BIAS_BITS - 1)
+            mantissas = _integers("input: bias mantissa", inputs, -half, half - 1).astype(np.int16)
+            if (mantissas != mantissas[:1]).any():
+                raise UserError(
+                    "input: it changes over time, but a bias is loaded once a sample; give the same at every step."
+                )
+            return mantissas
         limit = self.payload_max(INPUT)
         return _integers("input", inputs, 0, limit).astype(np.uint8)
 
@@ -344,6 +382,8 @@ def _pack(network: IntegerNetwork) -> tuple[archive.Header, archive.Arrays]:
             {field: _plain(getattr(c, field)) for field in _CONNECTION_FIELDS} for c in network.connections
         ],
     }
+    if network.input_is_bias_of:  # otherwise absent, so that networks keep the hashes they had without it
+        header["input_is_bias_of"] = network.input_is_bias_of
     return header, arrays
 
 
@@ -365,6 +405,7 @@ def _unpack(header: archive.Header, arrays: archive.Arrays) -> IntegerNetwork:
         output=header["output"],
         payload_bits=header["payload_bits"],
         time_weights=arrays.get("time_weights"),
+        input_is_bias_of=header.get("input_is_bias_of", ""),
     )
 
 

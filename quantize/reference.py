@@ -23,7 +23,7 @@ def activation(connection: Connection, spikes: np.ndarray) -> np.ndarray:
 
 
 def run(network: IntegerNetwork, inputs: np.ndarray, states: int = 0, rules: Rules = LOIHI_LIF_V1) -> Recording:
-    """Run uint8 inputs [T, B, *input_shape]; u and v of the first `states` samples are recorded too.
+    """Run inputs [T, B, *input_shape]; u and v of the first `states` samples are recorded too.
 
     Raises UserError where the inputs do not fit the network.
     """
@@ -51,6 +51,9 @@ def run(network: IntegerNetwork, inputs: np.ndarray, states: int = 0, rules: Rul
             if not population.spiking:
                 emitted[name][t] = readout_current(total, population.bias)
                 continue
+            bias = population.bias
+            if name == network.input_is_bias_of:
+                bias = inputs[t].astype(np.int64) << population.bias_exp
             u[name], v[name], emitted[name][t] = lif_step(
                 u[name],
                 v[name],
@@ -58,7 +61,7 @@ def run(network: IntegerNetwork, inputs: np.ndarray, states: int = 0, rules: Rul
                 decay_u=population.decay_u,
                 decay_v=population.decay_v,
                 threshold_mant=population.threshold_mant,
-                bias=population.bias,
+                bias=bias,
                 reset=population.reset,
                 floor=population.floor,
                 rules=rules,

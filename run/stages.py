@@ -221,6 +221,7 @@ def report(config: Config, folder: RunFolder, progress: Progress) -> bool:
             title=f"{config.data.dataset}, {config.network.architecture}",
             config=asdict(config),
             network=integer_network.load(folder.path / NETWORK),
+            inputs=held.inputs,
             labels=held.labels,
             class_names=[str(label) for label in range(int(held.labels.max()) + 1)],
             recordings=recordings,

@@ -99,13 +99,13 @@ def _connection(
 def networks(
     draw: st.DrawFn, stock: bool = False, cycles: bool = False, readouts: bool = False, max_layers: int = 3
 ) -> tuple[IntegerNetwork, np.ndarray]:
-    """A network and inputs uint8 [T, B, *input_shape] for it.
+    """A network and inputs [T, B, *input_shape] for it: uint8, or, as every fourth network has them, biases int16.
 
     A chain of one to `max_layers` populations, some joined by two parallel connections; with `cycles` also skipping,
     delayed and recurrent connections; with `readouts` the last population may have no neurons. `stock`: only what
     Lava's own processes can hold.
     """
-    payload_bits = draw(st.sampled_from([1, 1, 1, 4]))
+    payload_bits, biased = draw(st.sampled_from([1, 1, 1, 4])), draw(st.sampled_from([False, False, False, True]))
     maps = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5))
     shape = input_shape = draw(st.one_of(st.tuples(st.integers(1, 8)), maps))
     layers: list[Population] = []
@@ -116,10 +116,13 @@ def networks(
         # Beyond 2^18 one wrap is not enough, and only a forgetful current stays inside 32 bits.
         forgetful = draw(st.booleans())
         room = 1 << 22 if forgetful else 1 << 18
-        connection = draw(_connection(source, name, shape, (1 << payload_bits) - 1 if source == INPUT else 1, room))
-        connection = replace(connection, delay=draw(st.sampled_from([0, 0, 0, 1, 3])) if cycles else 0)
-        target_shape = connection.output_shape(shape)
-        joined.append(connection)
+        fed = not (biased and source == INPUT)  # by a connection
+        target_shape = shape
+        if fed:
+            connection = draw(_connection(source, name, shape, (1 << payload_bits) - 1 if source == INPUT else 1, room))
+            connection = replace(connection, delay=draw(st.sampled_from([0, 0, 0, 1, 3])) if cycles else 0)
+            target_shape = connection.output_shape(shape)
+            joined.append(connection)
         rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
 
         def dense(start: str, width: int, delay: int, size: int = target_shape[0], end: str = name) -> Connection:
@@ -127,11 +130,11 @@ def networks(
             return Connection(start, end, weight, exponent=draw(st.integers(-4, -1)), delay=delay)
 
         if len(target_shape) == 1:
-            if draw(st.booleans()):
+            if fed and draw(st.booleans()):
                 joined.append(dense(source, int(np.prod(shape)), 0))
             if cycles and draw(st.booleans()):
                 joined.append(dense(name, target_shape[0], draw(st.integers(1, 3))))
-            if cycles and layers and draw(st.booleans()):
+            if cycles and layers and not biased and draw(st.booleans()):
                 joined.append(dense(INPUT, int(np.prod(input_shape)), draw(st.integers(0, 2))))
             if cycles and len(layers) > 1 and draw(st.booleans()):
                 joined.append(dense(layers[0].name, layers[0].size, draw(st.integers(0, 2))))
@@ -139,15 +142,20 @@ def networks(
             if cycles and heard and draw(st.booleans()):
                 end = draw(st.sampled_from(heard))
                 joined.append(dense(name, target_shape[0], draw(st.integers(1, 4)), end.size, end.name))
-        layers.append(draw(populations(name, target_shape, stock, 2048 if forgetful else 0)))
+        population = draw(populations(name, target_shape, stock, 2048 if forgetful else 0))
+        layers.append(population if fed else replace(population, bias_mant=np.asarray(0)))
         source, shape = name, target_shape
-    if readouts and draw(st.booleans()):
+    if readouts and (len(layers) > 1 or not biased) and draw(st.booleans()):
         last = layers.pop()
         layers.append(readout(last.name, last.shape, last.bias_mant, last.bias_exp))
         joined = [connection for connection in joined if connection.source != last.name]
-    network = IntegerNetwork(input_shape, tuple(layers), tuple(joined), source, payload_bits)
+    parts = (input_shape, tuple(layers), tuple(joined), source)
+    network = IntegerNetwork(*parts, payload_bits, input_is_bias_of=layers[0].name if biased else "")
     steps, samples = draw(st.sampled_from([12, 5, 2, 1])), draw(st.integers(1, 3))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     density = draw(st.sampled_from([0.5, 1.0, 0.1, 0.0]))
+    if biased:
+        mantissas = rng.integers(-4096, 4096, (samples, *input_shape)) * (rng.random(input_shape) < density)
+        return network, np.repeat(mantissas[None].astype(np.int16), steps, axis=0)
     fires = rng.random((steps, samples, *input_shape)) < density
     return network, (fires * rng.integers(1, 1 << payload_bits, fires.shape)).astype(np.uint8)

@@ -111,6 +111,8 @@ def wrong_backend(network, inputs, wrong="", rounding="towards zero", rounded="u
                         current += 2**24 if current <= -(2**23) else 0
                     bias = 0 if wrong == "no bias" else int(np.broadcast_to(p.bias_mant, p.shape)[i]) * 2**p.bias_exp
                     bias *= 64 if wrong == "bias by 6" else 1
+                    if wrong == "bias in u":
+                        current, bias = current + bias, 0
                     driven = u[p.name][i] if wrong == "old current" else current
                     voltage = round_v(Fraction(v[p.name][i] * (4096 - dv), 4096)) + driven + bias
                     if wrong == "v wraps":
@@ -196,6 +198,7 @@ def test_unchanged_contract_run_equals_the_reference():
         ),
         ("no bias", {}, "the bias is missing"),
         ("bias by 6", {}, "the bias is shifted by 6, as activations are"),
+        ("bias in u", {}, "the bias is added to u, which keeps a share of it, instead of to v"),
         ("early bias", {}, "the bias acts before a population's first step"),
         ("old current", {}, "v takes up the current of the step before"),
         ("no exponent", {"exponent": 2}, "the connection's exponent is ignored"),
@@ -308,6 +311,47 @@ def test_wrong_rule_in_one_population_alone_is_named_with_it():
     assert cause_of(network, inputs, other) == (
         "threshold is compared with >= instead of >, in population 'output' alone"
     )
+
+
+def biased_by_input():
+    """Two populations, the input being the first one's bias, and input for them."""
+    network = make_network()
+    hidden, output = network.populations
+    network = IntegerNetwork(
+        (8,), (replace(hidden, bias_mant=0), output), network.connections[1:], "output", input_is_bias_of="hidden"
+    )
+    return network, np.random.default_rng(3).integers(-200, 700, (1, 2, 8)).astype(np.int16).repeat(24, axis=0)
+
+
+def test_unchanged_contract_run_takes_the_input_as_bias():
+    network, inputs = biased_by_input()
+    truth = reference.run(network, inputs[:, 1:2], states=1)
+    assert truth.spikes["output"].any()
+    assert verify.compare(truth, causes.run(causes.CONTRACT, network, inputs, sample=1), network.order).equal
+
+
+def test_wrong_rules_about_the_input_as_bias_are_named():
+    network, inputs = biased_by_input()
+    hidden, output = network.populations
+    for other, shown, cause in (
+        (replace(network, populations=(replace(hidden, bias_exp=0), output)), inputs, "the bias exponent is ignored"),
+        (network, np.zeros_like(inputs), "the bias is missing"),
+    ):
+        run = reference.run(other, shown, states=2)
+        run = replace(run, backend="other", network=network.hash, inputs=hash_of(inputs))
+        assert cause_of(network, inputs, run).startswith(cause)
+
+
+def test_the_voltage_at_a_divergence_counts_the_input_as_bias():
+    network, inputs = biased_by_input()
+    truth = reference.run(network, inputs, states=2)
+    spikes = {name: trace.copy() for name, trace in truth.spikes.items()}
+    spikes["hidden"][0, 1, 2] ^= 1
+    other = replace(truth, backend="other", spikes=spikes)
+    explained = verify.explain(
+        network, inputs, verify.compare(truth, other, network.order), truth, other, lambda *_: None
+    )
+    assert explained.first_divergence.voltage == int(inputs[0, 1, 2]) << 3
 
 
 def test_departures_that_a_sample_cannot_tell_apart_are_all_named():

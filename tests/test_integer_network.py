@@ -215,6 +215,74 @@ def test_inputs_that_do_not_fit_are_refused(inputs: np.ndarray, says: str) -> No
         reference.run(small(), inputs)
 
 
+def biased(**changes: Any) -> IntegerNetwork:
+    """A network whose input is the bias of its first population."""
+    parts: dict[str, Any] = {
+        "input_shape": (2,),
+        "populations": (population(), population("b", (1,))),
+        "connections": (Connection("a", "b", np.full((1, 2), 10)),),
+        "output": "b",
+        "input_is_bias_of": "a",
+    }
+    return IntegerNetwork(**(parts | changes))
+
+
+def test_input_as_a_bias_is_the_bias_of_every_sample_by_itself() -> None:
+    network = biased(populations=(population(bias_exp=2), population("b", (1,))))
+    mantissas = np.array([[4095, -4096], [700, 1601]], np.int16)
+    ran = reference.run(network, np.repeat(mantissas[None], 5, axis=0), states=2)
+    for sample, own in enumerate(mantissas):
+        fixed = small(
+            populations=(population(bias_mant=own, bias_exp=2),),
+            connections=(Connection(INPUT, "a", np.zeros((2, 3), int)),),
+        )
+        expected = reference.run(fixed, np.zeros((5, 1, 3), np.uint8), states=1)
+        for kind in ("spikes", "u", "v"):
+            assert np.array_equal(getattr(ran, kind)["a"][:, sample : sample + 1], getattr(expected, kind)["a"])
+    assert ran.spikes["a"].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"input_is_bias_of": "z"}, "the input is the bias of 'z', which is no population; there are ['a', 'b']"),
+        ({"input_shape": (3,)}, "the bias of 'a' of shape (2,), but has shape (3,)"),
+        ({"input_is_bias_of": "b", "input_shape": (1,)}, "population 'a': no connection leads to it"),
+        ({"populations": (population(bias_mant=3), population("b", (1,)))}, "which has one of its own"),
+        ({"populations": (readout("a", (2,)),), "connections": (), "output": "a"}, "a readout without neurons"),
+        (
+            {"connections": (Connection("a", "b", np.full((1, 2), 10)), Connection(INPUT, "b", np.full((1, 2), 2)))},
+            "connection input->b reads it as spikes",
+        ),
+    ],
+)
+def test_input_as_a_bias_that_does_not_fit_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        biased(**changes)
+    assert says in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        (np.full((2, 1, 2), 4096), "bias mantissa: 4096 at .* lies outside -4096..4095"),
+        (np.zeros((2, 1, 3), np.int16), r"is not \[steps, samples"),
+        (np.zeros((2, 1, 2)), "is of type float64"),
+        (np.array([[[1, 2]], [[1, 3]]]), "changes over time, but a bias is loaded once a sample"),
+    ],
+)
+def test_biases_that_do_not_fit_are_refused(inputs: np.ndarray, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        reference.run(biased(), inputs)
+
+
+def test_without_input_as_a_bias_nothing_is_stored_about_it() -> None:
+    # So a network made before there was such a thing keeps its hash, and its recordings.
+    header, _ = integer_network._pack(small())
+    assert "input_is_bias_of" not in header
+    assert biased().hash != small().hash
+
+
 class TestBrokenFiles:
     @pytest.fixture
     def saved(self, tmp_path: Path) -> Path:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from strategies import networks
-from test_lava_models import DENSE, assert_equal, chain, linked, turns_in_lava
+from test_lava_models import DENSE, assert_equal, biased, chain, linked, mantissas, turns_in_lava
 
 from base.errors import UserError
 from deploy.lava import backend, models
@@ -175,6 +175,17 @@ def test_streamed_samples_do_not_touch_each_other(steps: int, lanes: int) -> Non
     network, _ = small()
     inputs = np.random.default_rng(steps).integers(0, 2, (steps, 7, 4)).astype(np.uint8)
     assert_equal(reference.run(network, inputs, 4), backend.run(network, inputs, 4, LavaOptions(lanes=lanes)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("changed", [{}, {"reset": "soft", "bias_exp": 2}])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_the_simulator_loads_every_samples_bias_in_time(steps: int, changed: dict, lanes: int) -> None:
+    network, inputs = biased(("a", "a", 1), ("a", "b", 0), **changed), mantissas(steps, 7)
+    expected = reference.run(network, inputs, 4)
+    assert expected.spikes["a"].any()
+    assert_equal(expected, backend.run(network, inputs, 4, LavaOptions(lanes=lanes)))
 
 
 def test_the_worker_never_imports_torch(wrapped: Callable[[str], str]) -> None:

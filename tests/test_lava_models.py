@@ -225,6 +225,45 @@ def test_windows_of_any_length_hold_what_is_under_way(
     assert_equal(expected, got)
 
 
+def biased(*links: tuple[str, str, int], **changed: object) -> IntegerNetwork:
+    """Populations of four neurons, joined by (source, target, delay), the first biased by the input."""
+    rng = np.random.default_rng(0)
+    connections = tuple(Connection(*ends, 2 * rng.integers(-20, 60, (4, 4)), delay=delay) for *ends, delay in links)
+    names = dict.fromkeys(["a", *(target for _, target, _ in links)])
+    populations = tuple(population(name, (4,), **(changed if name == "a" else {})) for name in names)
+    return IntegerNetwork((4,), populations, connections, populations[-1].name, input_is_bias_of="a")
+
+
+def mantissas(steps: int, samples: int) -> np.ndarray:
+    return np.random.default_rng(steps).integers(-300, 900, (1, samples, 4)).astype(np.int16).repeat(steps, axis=0)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+@pytest.mark.parametrize("changed", [{}, {"reset": "soft", "floor": True, "bias_exp": 2}])
+@pytest.mark.parametrize("links", [[], [("a", "b", 0)], [("a", "a", 1), ("a", "b", 0), ("b", "a", 2), ("a", "b", 3)]])
+def test_every_sample_gets_its_input_as_bias(
+    links: list[tuple[str, str, int]], changed: dict, steps: int, lanes: int
+) -> None:
+    network, inputs = biased(*links, **changed), mantissas(steps, 5)
+    expected = reference.run(network, inputs, 5)
+    assert steps < 3 or expected.spikes[network.output].any()
+    got = models.run_scheduled(network, inputs, graph.Schedule(steps, 5, 5, lanes), "Sparse")
+    assert_equal(expected, got)
+
+
+def test_a_stock_neuron_holds_the_input_as_bias_without_a_synapse() -> None:
+    network = biased(("a", "b", 0))
+    made = graph.plan(network, graph.Schedule(3, 1), "Sparse", Path("."))
+    assert {name: part.kind for name, part in made.parts.items() if not name.startswith("recorder")} == {
+        INPUT: "BiasLoader",
+        "neurons a": "LIFReset",
+        "neurons b": "LIFReset",
+        "synapse 0 a->b": "Dense",
+    }
+    assert graph.lags(network) == {INPUT: 0, "a": 1, "b": 2}
+
+
 def test_the_longest_delay_arrives_at_its_step() -> None:
     network = chain(
         Connection(INPUT, "a", np.full((1, 1), 254)),
@@ -339,6 +378,7 @@ def test_catalogue_names_the_models_that_lava_itself_selects() -> None:
     )
     soft = chain(DENSE, reset="soft")
     plans = [
+        graph.plan(biased(("a", "b", 0)), graph.Schedule(3, 1), "Sparse", Path(".")),
         graph.plan(network, graph.Schedule(3, 1), "Conv", Path(".")),
         graph.plan(soft, graph.Schedule(3, 4, 1, lanes=2), "Sparse", Path(".")),
     ]

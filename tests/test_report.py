@@ -72,6 +72,7 @@ def make_data(samples=40, steps=20, channels=4, different=True, hidden="conv1", 
             "title": "digits, 20 steps",
             "config": {"seed": 7, "data": {"name": "digits", "steps": steps}, "train": {"epochs": 12, "rate": 2e-3}},
             "network": network,
+            "inputs": inputs,
             "labels": labels,
             "class_names": names or [str(i) for i in range(10)],
             "recordings": {"float": float_run, "reference": truth, "engine": engine, "lava": lava},
@@ -248,6 +249,30 @@ def test_reports_without_integer_recordings_or_with_other_labels_are_refused(dif
     with pytest.raises(UserError, match="for 40 recorded samples"):
         report.write(replace(different, labels=np.zeros(3, int)), tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_network_that_takes_its_input_as_bias_shows_the_voltages_that_it_gives(tmp_path):
+    """Alone, without a connection, a neuron that starts at 0 reaches in its first step just what was loaded."""
+    values = {"decay_u": 4095, "decay_v": 300, "threshold_mant": 90, "bias_mant": 0}
+    output = Population("output", (10,), **{name: np.array(value) for name, value in values.items()}, bias_exp=2)
+    network = IntegerNetwork((10,), (output,), (), "output", input_is_bias_of="output")
+    inputs = np.random.default_rng(2).integers(-900, 1600, (1, 12, 10)).astype(np.int16).repeat(8, axis=0)
+    truth = reference.run(network, inputs, states=2)
+    labels = truth.spikes["output"].sum(axis=0).argmax(axis=-1)
+    _, twin = written(
+        make_data(
+            network=network,
+            inputs=inputs,
+            labels=labels,
+            recordings={"reference": truth},
+            comparisons=[],
+            fidelity={"accuracy": {}},
+        ),
+        tmp_path,
+    )
+    assert twin["integers"]["populations"][0]["bias"] == "the input"
+    for trace in twin["traces"]:
+        assert trace["voltage"][0] == int(inputs[0, 0, trace["neuron"][0]]) << 2
 
 
 @pytest.mark.parametrize("layers", [1, 2])

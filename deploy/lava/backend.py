@@ -76,7 +76,7 @@ def run(
     options: LavaOptions = LavaOptions(),
     progress: Progress | None = None,
 ) -> Recording:
-    """Run uint8 inputs [T, B, *input_shape]; u and v of the first `states` samples are recorded too.
+    """Run inputs [T, B, *input_shape]; u and v of the first `states` samples are recorded too.
 
     `progress` is called with the Lava steps done and their total, about twice a second.
     Raises UserError for inputs that do not fit, networks that Lava cannot run as the contract says, targets and

@@ -24,6 +24,7 @@ KINDS = {
     "LanedSynapse": ("deploy.lava.processes.synapses", "deploy.lava.processes.synapses", "PyLanedSynapseModel"),
     "Axon": ("deploy.lava.processes.axons", "deploy.lava.processes.axons", "PyAxonModel"),
     "Player": ("deploy.lava.processes.files", "deploy.lava.processes.files", "PyPlayerModel"),
+    "BiasLoader": ("deploy.lava.processes.files", "deploy.lava.processes.files", "PyBiasLoaderModel"),
     "RasterRecorder": ("deploy.lava.processes.files", "deploy.lava.processes.files", "PyRasterRecorderModel"),
     "StateRecorder": ("deploy.lava.processes.files", "deploy.lava.processes.files", "PyStateRecorderModel"),
 }
@@ -48,9 +49,9 @@ def assemble(plan: Plan) -> dict[str, AbstractProcess]:
         for change, value in wire.layout:
             port = getattr(port, change)(value)
         port.connect(processes[wire.target].in_ports.members[0])
-    for recorder, neurons in plan.watched.items():
-        for state in ("u", "v"):
-            getattr(processes[recorder], state).connect_var(getattr(processes[neurons], state))
+    for part, (neurons, variables) in plan.references.items():
+        for variable in variables:
+            getattr(processes[part], variable).connect_var(getattr(processes[neurons], variable))
     return processes
 
 

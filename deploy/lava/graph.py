@@ -3,8 +3,9 @@
 The plan is plain data and imports no Lava; the full runtime and the bare model classes both run it. Stock processes
 (`Dense`, `Sparse`, `Conv`, `LIFReset`) are used wherever they can say it. Lava delivers a connection's sum one step
 late, so every population lags behind the input: lagging by k, it runs step t of sample b at Lava step b T + t + k + 1.
-What is to arrive later still, since it is delayed or skips levels, goes through an `Axon`. This file alone knows about
-that. Whatever Lava would accept and compute otherwise than the contract is refused here.
+What is to arrive later still, since it is delayed or skips levels, goes through an `Axon`. Input that is a bias is
+written into the neurons in the step before a sample's first, so that they lag as behind a synapse. This file alone
+knows about that. Whatever Lava would accept and compute otherwise than the contract is refused here.
 """
 
 from __future__ import annotations
@@ -58,14 +59,14 @@ class Wire:
 
 @dataclass(eq=False)
 class Plan:
-    """parts: in the order in which data flows from one synapse to the next. watched: recorders of u and v with the
-    neurons they read.
+    """parts: in the order in which data flows from one synapse to the next. references: parts that read or write
+    variables of neurons, with those neurons and the variables' names.
     """
 
     total_steps: int
     parts: dict[str, Part] = field(default_factory=dict)
     wires: list[Wire] = field(default_factory=list)
-    watched: dict[str, str] = field(default_factory=dict)
+    references: dict[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,11 @@ def plan(network: IntegerNetwork, schedule: Schedule, convolution: str, folder: 
     lag = lags(network)
     made = Plan(total_steps=schedule.windows * schedule.steps + max(lag.values()))
     files, lanes = Files(folder, network), {"lanes": schedule.lanes}
-    shape = _ports(network.input_shape, schedule)
-    made.parts[INPUT] = Part("Player", {"shape": shape, "path": files.inputs, "first_step": lag[INPUT] + 1, **lanes})
+    biased = network.input_is_bias_of
+    playing = {"shape": _ports(network.input_shape, schedule), "path": files.inputs, **lanes}
+    made.parts[INPUT] = Part("BiasLoader" if biased else "Player", {"first_step": lag[biased or INPUT] + 1, **playing})
+    if biased:
+        made.references[INPUT] = (_sender(biased), ("bias_mant",))
     for name in network.order:
         population, kinds = network[name], recorded_kinds(network[name], schedule)
         if population.spiking:
@@ -110,7 +114,7 @@ def plan(network: IntegerNetwork, schedule: Schedule, convolution: str, folder: 
             | {f"{kind}_path": files.of(kind, name) for kind in kinds},
         )
         if "u" in kinds:
-            made.watched[_recorder(name)] = _sender(name)
+            made.references[_recorder(name)] = (_sender(name), ("u", "v"))
     for name in network.order:
         for number, connection in enumerate(network.into(name)):
             source, synapse = _sender(connection.source), f"synapse {number} {connection.name}"
@@ -129,9 +133,10 @@ def lags(network: IntegerNetwork) -> dict[str, int]:
 
     From its source's step t to its target's step t + delay a connection has delay + lag[target] - lag[source] Lava
     steps, of which its synapse takes one. So the lag is the longest way from anywhere, where a connection counts
-    1 - delay (Bellman and Ford). Raises UserError for a cycle that grows with every turn: less delay than connections.
+    1 - delay (Bellman and Ford), and loading a bias as much as a synapse. Raises UserError for a cycle that grows with
+    every turn: less delay than connections.
     """
-    lag = dict.fromkeys((INPUT, *network.order), 0)
+    lag = {name: int(name == network.input_is_bias_of) for name in (INPUT, *network.order)}
     latest: dict[str, Connection] = {}
     for _ in lag:
         moved = ""
@@ -245,15 +250,15 @@ def _neurons(population: Population, schedule: Schedule, first_step: int) -> Par
     shape = _ports(population.shape, schedule)
     # Clears, before a sample's first step, also what the bias did while the first sample was on its way.
     clearing = {"reset_interval": schedule.steps, "reset_offset": first_step % schedule.steps}
+    bias = {"bias_mant": _per_neuron(population.bias_mant, population, schedule), "bias_exp": population.bias_exp}
     shared = [population.decay_u, population.decay_v, population.threshold_mant]
     if population.reset == "hard" and not population.floor and all(np.ptp(values) == 0 for values in shared):
         decay_u, decay_v, threshold = (int(values.flat[0]) for values in shared)
-        bias = {"bias_mant": _per_neuron(population.bias_mant, population, schedule), "bias_exp": population.bias_exp}
         return Part("LIFReset", {"shape": shape, "du": decay_u, "dv": decay_v, "vth": threshold, **bias, **clearing})
-    arrays = ("decay_u", "decay_v", "threshold_mant", "bias")
+    arrays = ("decay_u", "decay_v", "threshold_mant")
     rule: dict[str, Any] = {name: _per_neuron(getattr(population, name), population, schedule) for name in arrays}
     rule |= {"reset": population.reset, "floor": population.floor}
-    return Part("IntegerLIF", {"shape": shape, "rule": rule, **clearing})
+    return Part("IntegerLIF", {"shape": shape, "rule": rule, **bias, **clearing})
 
 
 def _per_neuron(values: np.ndarray, population: Population, schedule: Schedule) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The backend `lava-models`: Lava's own ProcessModel classes, stepped one after the other without Lava's runtime.
 
 The plan is the same as for the full runtime, and so are the objects: Lava's processes, connected by Lava, built by
-Lava's builder. Only the channels between them are queues in one process, and a reference port reads an attribute.
+Lava's builder. Only the channels between them are queues in one process, and a reference port is an attribute.
 """
 
 from __future__ import annotations
@@ -62,9 +62,15 @@ class _Reference:
     def read(self) -> np.ndarray:
         return getattr(self.model, self.variable).copy()
 
+    def write(self, data: np.ndarray) -> None:
+        setattr(self.model, self.variable, data)
+
+    def wait(self) -> None:
+        """A write is done when it returns."""
+
 
 def run(network: IntegerNetwork, inputs: np.ndarray, states: int = 0, convolution: str = "Sparse") -> Recording:
-    """Run uint8 inputs [T, B, *input_shape]; u and v of the first `states` samples are recorded too.
+    """Run inputs [T, B, *input_shape]; u and v of the first `states` samples are recorded too.
 
     Raises UserError where the inputs do not fit the network, and for what `graph.check` refuses.
     """
@@ -118,9 +124,9 @@ def _build(made: Plan) -> list[Any]:
                 receiver.set_csp_ports([arriving])
                 receiver.add_csp_port_mapping(create_port_id(source.process.id, source.name), arriving)
     models = {process: builder.build() for process, builder in builders.items()}
-    for recorder, neurons in made.watched.items():
-        for state in ("u", "v"):
-            setattr(models[processes[recorder]], state, _Reference(models[processes[neurons]], state))
+    for part, (neurons, variables) in made.references.items():
+        for variable in variables:
+            setattr(models[processes[part]], variable, _Reference(models[processes[neurons]], variable))
     return list(models.values())
 
 

@@ -1,4 +1,4 @@
-"""Input and output without arithmetic: samples are played from a file, rasters and states are written to files.
+"""Input and output without arithmetic: samples are played or loaded from a file, rasters and states written to files.
 
 Lava reads a variable value by value (20 microseconds each) and its ring buffers copy all data into messages; these
 processes map `.npy` files instead. Files are [steps, samples, neurons]; a window of `steps` Lava steps holds `lanes`
@@ -28,6 +28,14 @@ class Player(AbstractProcess):
         self.s_out = OutPort(shape=shape)
 
 
+class BiasLoader(AbstractProcess):
+    """Writes the file's samples, one step of each, into the neurons' bias mantissas before a sample's first step."""
+
+    def __init__(self, *, shape: tuple[int, ...], path: str, lanes: int, first_step: int) -> None:
+        super().__init__(shape=shape, path=path, lanes=lanes, first_step=first_step)
+        self.bias_mant = RefPort(shape=shape)
+
+
 class RasterRecorder(AbstractProcess):
     """Writes the spikes it receives to `spikes_path`."""
 
@@ -51,27 +59,51 @@ class _FileModel(PyLoihiProcessModel):
         self.lanes: int = proc_params["lanes"]
         self.first_step: int = proc_params["first_step"]
 
-    def rows(self, file: np.ndarray) -> np.ndarray:
-        """The file's rows [at most lanes, neurons] for the present step: fewer or none at either end of the run."""
-        window, step = divmod(self.time_step - self.first_step, len(file))
-        return file[step, window * self.lanes : (window + 1) * self.lanes] if window >= 0 else file[0, :0]
+    def rows(self, file: np.ndarray, step: int) -> np.ndarray:
+        """The file's rows [at most lanes, neurons] for a Lava step: fewer or none at either end of the run."""
+        window, row = divmod(step - self.first_step, len(file))
+        return file[row, window * self.lanes : (window + 1) * self.lanes] if window >= 0 else file[0, :0]
+
+
+class _SampleModel(_FileModel):
+    def __init__(self, proc_params: Any) -> None:
+        super().__init__(proc_params)
+        self.samples = np.load(proc_params["path"], mmap_mode="r")
+
+    def shown(self, step: int) -> np.ndarray:
+        """The samples of a Lava step, int32 [neurons, lanes]."""
+        rows = self.rows(self.samples, step)
+        values = np.zeros((self.samples.shape[2], self.lanes), np.int32)
+        values[:, : len(rows)] = rows.T
+        return values
 
 
 @implements(proc=Player, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("fixed_pt")
-class PyPlayerModel(_FileModel):
+class PyPlayerModel(_SampleModel):
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=8)
+
+    def run_spk(self) -> None:
+        self.s_out.send(self.shown(self.time_step).reshape(self.s_out.shape))
+
+
+@implements(proc=BiasLoader, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyBiasLoaderModel(_SampleModel):
+    bias_mant: PyRefPort = LavaPyType(PyRefPort.VEC_DENSE, np.int32, precision=13)
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
-        self.samples = np.load(proc_params["path"], mmap_mode="r")
+        self.shape: tuple[int, ...] = proc_params["shape"]
 
-    def run_spk(self) -> None:
-        rows = self.rows(self.samples)
-        sent = np.zeros((self.samples.shape[2], self.lanes), np.int32)
-        sent[:, : len(rows)] = rows.T
-        self.s_out.send(sent.reshape(self.s_out.shape))
+    def post_guard(self) -> bool:
+        return (self.time_step + 1 - self.first_step) % len(self.samples) == 0
+
+    def run_post_mgmt(self) -> None:
+        self.bias_mant.write(self.shown(self.time_step + 1).reshape(self.shape))
+        self.bias_mant.wait()  # without it, Lava may set the value a step later
 
 
 class _RecorderModel(_FileModel):
@@ -83,7 +115,7 @@ class _RecorderModel(_FileModel):
 
     def run_spk(self) -> None:
         received = self.s_in.recv().reshape(-1, self.lanes)
-        rows = self.rows(self.raster)
+        rows = self.rows(self.raster, self.time_step)
         rows[:] = received.T[: len(rows)]
 
 
@@ -106,9 +138,9 @@ class PyStateRecorderModel(_RecorderModel):
         self.files = {name: np.load(proc_params[f"{name}_path"], mmap_mode="r+") for name in ("u", "v")}
 
     def post_guard(self) -> bool:
-        return len(self.rows(self.files["u"])) > 0
+        return len(self.rows(self.files["u"], self.time_step)) > 0
 
     def run_post_mgmt(self) -> None:
         for port, file in ((self.u, self.files["u"]), (self.v, self.files["v"])):
-            rows = self.rows(file)
+            rows = self.rows(file, self.time_step)
             rows[:] = port.read().reshape(-1, self.lanes).T[: len(rows)]
