@@ -41,7 +41,8 @@ class FoldedLayer:
 
     alpha, beta: shares of current and voltage that are kept per step, broadcasting to the shape. neuron: "lif", or
     "none" for a current readout, to which decays and threshold mean nothing. time_weights [T]: of the output, how much
-    each step counts where the host sums it; None: all the same.
+    each step counts where the host sums it; None: all the same. input_is_bias: whether its one connection, from the
+    input, adds to the voltage as the bias does, and not to the current.
     """
 
     name: str
@@ -55,6 +56,7 @@ class FoldedLayer:
     floor: bool = False
     neuron: str = "lif"
     time_weights: np.ndarray | None = None
+    input_is_bias: bool = False
 
 
 def fold(network: SpikingNetwork) -> tuple[FoldedLayer, ...]:
@@ -81,7 +83,9 @@ def _fold_stage(stage: Stage) -> FoldedLayer:
     if isinstance(neuron, LIF):
         alpha, beta = (_share(stage.name, what, getattr(neuron, what)) for what in ("alpha", "beta"))
         constants = (alpha, beta, neuron.threshold, neuron.reset, neuron.floor)
-        return FoldedLayer(stage.name, stage.output_shape, tuple(connections), bias, *constants)
+        return FoldedLayer(
+            stage.name, stage.output_shape, tuple(connections), bias, *constants, input_is_bias=stage.input_is_bias
+        )
     # Without memory a threshold of half a spike is an OR; a readout has none.
     threshold, kind = (0.5, "lif") if neuron is None else (0.0, "none")
     return FoldedLayer(stage.name, stage.output_shape, tuple(connections), bias, 0.0, 1.0, threshold, neuron=kind)

@@ -12,6 +12,9 @@ integers"):
 
 Time weights become round(65536 f). Each is then at most 2^-17 off, so two classes of spikes change places only where
 their weighted counts lie within T 2^-17 of each other.
+
+A population whose bias the input is has no weights to follow. Its scale makes the threshold a whole number and the
+largest bias that any input can give all but fill the mantissas; `input_biases` rounds to them.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from base.errors import UserError
 from quantize import arithmetic as rules
@@ -29,6 +34,8 @@ from quantize.integer_network import INPUT, Connection, IntegerNetwork, Populati
 
 THRESHOLD_MAX = (1 << rules.THRESHOLD_BITS) - 1
 BIAS_MANTISSA_MAX = (1 << (rules.BIAS_BITS - 1)) - 1
+# With the largest bias on top, a voltage at the threshold still fits into 24 bits.
+BIASED_THRESHOLD_MAX = (rules.STATE_LIMIT - 1 - (BIAS_MANTISSA_MAX << rules.BIAS_EXPONENT_MAX)) >> rules.STATE_SHIFT
 ACTIVATION_MAX = (1 << (rules.ACTIVATION_BITS - 1)) - 1
 STATE_UNIT = 1 << rules.STATE_SHIFT
 WEIGHT_BITS_TO_SPARE = 6  # of 8, where inputs are so wide or memory so long that no exponent alone keeps sums inside
@@ -50,13 +57,15 @@ def quantize(
     """Folded layers as integers, the last one the output, and a table of every chosen integer: one row per connection,
     the first of a population with all that the population holds, of the output with its time weights.
 
+    Where the first layer takes the input as a bias, the network's input is what `input_biases` makes of it.
     Raises UserError for what no register can hold: a decay outside its 12 bits, a threshold no scale can express.
     """
     populations: list[Population] = []
     connections: list[Connection] = []
     rows: list[Row] = []
     for layer in layers:
-        population, joined, table = _quantize_layer(layer, (1 << payload_bits) - 1)
+        quantized = _quantize_biased if layer.input_is_bias else _quantize_layer
+        population, joined, table = quantized(layer, (1 << payload_bits) - 1)
         populations.append(population)
         connections += joined
         rows += table
@@ -69,22 +78,84 @@ def quantize(
             "time_weights": _span(time_weights),
             "time_weight_error": float(np.abs(time_weights / rules.TIME_WEIGHT_UNITY - output.time_weights).max()),
         }
+    biased = next((layer for layer in layers if layer.input_is_bias), None)
     network = IntegerNetwork(
-        tuple(input_shape), tuple(populations), tuple(connections), output.name, payload_bits, time_weights
+        biased.shape if biased else tuple(input_shape),
+        tuple(populations),
+        tuple(connections),
+        output.name,
+        payload_bits,
+        time_weights,
+        biased.name if biased else "",
     )
     return network, rows
 
 
+def input_biases(layers: Sequence[FoldedLayer], network: IntegerNetwork, inputs: np.ndarray) -> np.ndarray:
+    """What the host loads for inputs [T, B, *shape], the same at every step: bias mantissas int16 [T, B, *input_shape].
+
+    The first layer in float64, its bias included, rounded to the population's grid. The result is one step in memory.
+    """
+    (layer,) = (layer for layer in layers if layer.input_is_bias)
+    (connection,), population = layer.connections, network[layer.name]
+    shown, weight, bias = (torch.from_numpy(array).double() for array in (inputs[0], connection.weight, layer.bias))
+    if connection.geometry:
+        current = F.conv2d(shown, weight, bias, **connection.geometry)
+    else:
+        current = F.linear(shown.flatten(1), weight, bias)
+    scale = float(population.threshold_mant) / layer.threshold
+    mantissas = np.rint(current.numpy() * (STATE_UNIT * scale / 2**population.bias_exp)).astype(np.int16)
+    return np.broadcast_to(mantissas, (len(inputs), *mantissas.shape))
+
+
+def _quantize_biased(layer: FoldedLayer, payload: int) -> tuple[Population, list[Connection], list[Row]]:
+    """A population whose bias the input is: no weights of its own, and a threshold without error."""
+    decay_u, decay_v = _decays(layer)
+    (connection,) = layer.connections
+    flat = connection.weight.reshape(len(connection.weight), -1)
+    least, most = (layer.bias + payload * part.sum(axis=1) for part in (flat.clip(max=0), flat.clip(min=0)))
+    largest = float(max(np.abs(least).max(), np.abs(most).max()))
+    for bias_exp in range(rules.BIAS_EXPONENT_MAX, -1, -1):
+        filling = (BIAS_MANTISSA_MAX << bias_exp) / STATE_UNIT  # the largest bias, in units of the threshold's mantissa
+        threshold = filling * layer.threshold / largest if largest else math.inf
+        if threshold <= BIASED_THRESHOLD_MAX:
+            break
+    threshold_mant = int(min(threshold, BIASED_THRESHOLD_MAX))
+    if threshold_mant < 1:
+        raise UserError(
+            f"layer '{layer.name}': the threshold {layer.threshold:g} rounds to 0 on the grid of its bias, which the "
+            f"input can bring to {largest:g}; lower the weights or raise the threshold."
+        )
+    scale = threshold_mant / layer.threshold
+    population = Population(
+        layer.name,
+        layer.shape,
+        decay_u=decay_u,
+        decay_v=decay_v,
+        threshold_mant=np.asarray(threshold_mant),
+        bias_mant=np.asarray(0),
+        bias_exp=bias_exp,
+        reset=layer.reset,
+        floor=layer.floor,
+    )
+    row = {
+        "population": layer.name,
+        "from": f"{connection.source}, as bias",
+        "neurons": population.size,
+        "scale": scale,
+        "threshold": layer.threshold,
+        "threshold_mant": threshold_mant,
+        "threshold_error": 0.0,
+        "bias_min": round(STATE_UNIT * scale * least.min()),
+        "bias_max": round(STATE_UNIT * scale * most.max()),
+        "bias_exp": bias_exp,
+        "bias_error": 2**bias_exp / (2 * STATE_UNIT * scale),
+    }
+    return population, [], [row | _decay_columns(layer, decay_u, decay_v)]
+
+
 def _quantize_layer(layer: FoldedLayer, payload: int) -> tuple[Population, list[Connection], list[Row]]:
-    decay_u = _decay(layer, "alpha") - rules.CURRENT_DECAY_OFFSET
-    decay_v = _decay(layer, "beta")
-    for kept, decay, what in ((layer.alpha, decay_u, "alpha"), (layer.beta, decay_v, "beta")):
-        outside = (decay < 0) | (decay >= rules.DECAY_UNITY)
-        if outside.any():
-            raise UserError(
-                f"layer '{layer.name}': {what} = {np.asarray(kept)[outside][0]} is decay {decay[outside][0]}, outside "
-                f"0..4095; the chip keeps shares {'0 to 4095/4096' if what == 'alpha' else '1/4096 to 1'} per step."
-            )
+    decay_u, decay_v = _decays(layer)
     grids = _fitting(layer, int(decay_u.min()), payload)
     scale = _state_scale(grids)
     threshold = round(scale * layer.threshold)
@@ -126,12 +197,31 @@ def _quantize_layer(layer: FoldedLayer, payload: int) -> tuple[Population, list[
         "bias_max": int(population.bias.max()),
         "bias_exp": bias_exp,
         "bias_error": float(np.abs((bias_mant << bias_exp) / (STATE_UNIT * scale) - layer.bias).max()),
+    } | _decay_columns(layer, decay_u, decay_v)
+    return population, connections, rows
+
+
+def _decays(layer: FoldedLayer) -> tuple[np.ndarray, np.ndarray]:
+    """decay_u and decay_v. Raises UserError for one outside its 12 bits."""
+    decay_u = _decay(layer, "alpha") - rules.CURRENT_DECAY_OFFSET
+    decay_v = _decay(layer, "beta")
+    for kept, decay, what in ((layer.alpha, decay_u, "alpha"), (layer.beta, decay_v, "beta")):
+        outside = (decay < 0) | (decay >= rules.DECAY_UNITY)
+        if outside.any():
+            raise UserError(
+                f"layer '{layer.name}': {what} = {np.asarray(kept)[outside][0]} is decay {decay[outside][0]}, outside "
+                f"0..4095; the chip keeps shares {'0 to 4095/4096' if what == 'alpha' else '1/4096 to 1'} per step."
+            )
+    return decay_u, decay_v
+
+
+def _decay_columns(layer: FoldedLayer, decay_u: np.ndarray, decay_v: np.ndarray) -> Row:
+    return {
         "alpha": _span(layer.alpha),
         "decay_u": _span(decay_u),
         "beta": _span(layer.beta),
         "decay_v": _span(decay_v),
     }
-    return population, connections, rows
 
 
 def _decay(layer: FoldedLayer, what: str) -> np.ndarray:

@@ -27,7 +27,8 @@ class DataConfig:
     decoded; validation: the share of the training part held out to choose by.
 
     encoding: "rate", "latency", "direct" or "delta" for images, "events" for recordings, over `steps` time steps;
-    `bits` is the width of a direct value or a count of events. Of events only: `bins` cuts a recording by "duration",
+    `bits` is the width of a direct value or a count of events, `direct` tells whether direct values go in as "graded"
+    spikes or as the first population's "bias". Of events only: `bins` cuts a recording by "duration",
     "count" or "window" (of window_us), `pool` sums so many pixels each way. augment: changes to training samples.
     """
 
@@ -38,6 +39,7 @@ class DataConfig:
     encoding: str = "rate"
     steps: int = 16
     bits: int = 4
+    direct: str = "graded"
     bins: str = "duration"
     window_us: int = 0
     pool: int = 1

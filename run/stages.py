@@ -99,6 +99,7 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         from quantize import engine, held_out, integer_network, recording
         from quantize.fidelity import fidelity
         from quantize.fold import fold
+        from quantize.scales import input_biases
         from quantize.scales import quantize as to_integers
         from train.encoding import encode_all
         from train.trainer import load_weights, record
@@ -106,8 +107,11 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         encoding, network, test = _encoding(config), _network(config), _dataset(config).test
         load_weights(network, weights)
         progress("quantize", 0, 3, "choosing integers")
-        integers, scales = to_integers(fold(network), network.input_shape, encoding.payload_bits)
+        layers = fold(network)
+        integers, scales = to_integers(layers, network.input_shape, encoding.payload_bits)
         inputs = encode_all(test.values, encoding)
+        if encoding.input_is_bias:
+            inputs = input_biases(layers, integers, inputs)
         held = held_out.HeldOut(inputs, test.labels)
         progress("quantize", 1, 3, "float network on the held-out part")
         floats = recording.Recording("float", sha256_of(weights), held.hash, record(network, test, encoding))
@@ -279,7 +283,9 @@ def _encoding(config: Config) -> Encoding:
     from train.encoding import Encoding
 
     data = config.data
-    return Encoding(data.encoding, data.steps, data.bits, config.seed, data.bins, data.window_us, data.augment)
+    return Encoding(
+        data.encoding, data.steps, data.bits, config.seed, data.bins, data.window_us, data.augment, data.direct
+    )
 
 
 def _training(config: Config) -> Training:
@@ -305,6 +311,7 @@ def _network(config: Config) -> SpikingNetwork:
         neuron=lambda: LIF(**settings),
         payload_bits=encoding.payload_bits,
         readout=readout,
+        input_is_bias=encoding.input_is_bias,
         seed=config.seed,
     )
     ends_with = network.stages[-1].output_shape

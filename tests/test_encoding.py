@@ -96,6 +96,15 @@ def test_delta_needs_a_step_for_every_row():
         encode(PIXELS[:, 0, 0], INDICES, Encoding("delta", 7))
 
 
+def test_only_input_that_stays_the_same_can_be_a_bias():
+    assert Encoding("direct", direct="bias").input_is_bias
+    assert not Encoding("direct").input_is_bias
+    with pytest.raises(UserError, match="encoding 'rate' with direct = 'bias': only input that is the same"):
+        Encoding("rate", direct="bias")
+    with pytest.raises(UserError, match=r"unknown way of direct input 'biased'; .*bias"):
+        Encoding("direct", direct="biased")
+
+
 def test_spike_encodings_have_one_payload_bit():
     assert Encoding("rate", bits=4).payload_bits == Encoding("latency", bits=4).payload_bits == 1
 

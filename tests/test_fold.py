@@ -12,7 +12,7 @@ from torch import nn
 from base.errors import UserError
 from quantize import engine, reference
 from quantize.fold import FoldedLayer, fold
-from quantize.scales import quantize
+from quantize.scales import input_biases, quantize
 from train.architecture import build
 from train.network import SpikingNetwork
 from train.neurons import LIF
@@ -91,7 +91,7 @@ def run_folded(layers: tuple[FoldedLayer, ...], inputs: np.ndarray) -> dict[str,
         bias = torch.from_numpy(layer.bias).view(-1, *[1] * (len(layer.shape) - 1))
         u = v = torch.zeros_like(out[0])
         for t in range(steps):
-            current = torch.zeros_like(out[0])
+            current, loaded = torch.zeros_like(out[0]), bias
             for connection in layer.connections:
                 if t >= connection.delay:
                     weight, spikes = (
@@ -105,8 +105,10 @@ def run_folded(layers: tuple[FoldedLayer, ...], inputs: np.ndarray) -> dict[str,
             if layer.neuron == "none":
                 out[t] = current + bias
                 continue
+            if layer.input_is_bias:
+                current, loaded = torch.zeros_like(current), current + bias
             u = alpha * u + current
-            v = beta * v + u + bias
+            v = beta * v + u + loaded
             out[t] = v > layer.threshold
             v = v.clamp(min=0) if layer.floor else v
             v = torch.where(out[t] > 0, v - layer.threshold if layer.reset == "soft" else 0.0, v)
@@ -131,10 +133,14 @@ def trained_a_little(notation: str, readout: str, settings: dict[str, object], p
     network = build(
         notation, (1, 8, 8), neuron=lambda: LIF(**settings), readout=readout, payload_bits=payload_bits, seed=3
     )
+    return trained(network, shown(payload_bits))
+
+
+def trained(network: SpikingNetwork, inputs: torch.Tensor) -> SpikingNetwork:
     optimizer = torch.optim.Adam(network.parameters(), lr=0.05)
     torch.manual_seed(4)
     for _ in range(3):
-        output = network(shown(payload_bits))
+        output = network(inputs)
         nn.functional.cross_entropy(output.mean(0) * 5, torch.arange(6) % 4).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -160,6 +166,44 @@ def test_folded_networks_fire_the_spikes_of_the_networks_they_came_from(name: st
             assert 0 < folded[stage.name].mean() < 1, stage.name
         else:
             np.testing.assert_allclose(folded[stage.name], emitted[stage.name].detach().numpy(), rtol=1e-9, atol=1e-9)
+
+
+BIASED = {
+    "dense": ("12-4", {"alpha": 0.5}),
+    "norms around pooling": ("AP2-6C3-BN-AP2-12-tdBN-4", {"alpha": 0.3, "reset": "soft", "floor": True}),
+    "strides": ("4C3S2-8-4", {"threshold": 0.4}),
+    "learned decays": ("4C3-R8-4", {"alpha": 0.2, "beta": 0.7, "learn_decay": True, "per_neuron": True}),
+}
+
+
+def biased(name: str) -> tuple[SpikingNetwork, torch.Tensor]:
+    """A network that takes 4-bit values as a bias, none of its parameters as they were, and input for it."""
+    notation, settings = BIASED[name]
+    inputs = shown(4)[:1].expand(7, *shown(4).shape[1:])
+    network = build(notation, (1, 8, 8), neuron=lambda: LIF(**settings), payload_bits=4, input_is_bias=True, seed=3)
+    return trained(network, inputs), inputs
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_input_as_bias_folds_to_the_same_spikes(name: str) -> None:
+    network, inputs = biased(name)
+    folded, emitted = run_folded(fold(network), inputs.numpy()), network.spikes(inputs)
+    for stage in network.stages:
+        assert np.array_equal(folded[stage.name], emitted[stage.name].detach().numpy()), stage.name
+        assert 0 < folded[stage.name].mean() < 1, stage.name
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_input_as_bias_runs_as_integers_near_its_floats(name: str) -> None:
+    network, inputs = biased(name)
+    layers = fold(network)
+    integers, _ = quantize(layers, (1, 8, 8), 4)
+    biases = input_biases(layers, integers, inputs.numpy())
+    recording, rasters = reference.run(integers, biases), network.rasters(inputs)
+    assert list(recording.spikes) == list(rasters)
+    first = network.stages[0].name
+    assert (recording.spikes[first] != rasters[first].numpy()).mean() < 0.02
+    assert engine.run(integers, biases).hash == recording.hash
 
 
 @pytest.mark.parametrize("readout", ["spikes", "current"])

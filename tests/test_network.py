@@ -5,6 +5,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from base.errors import UserError
 from train.architecture import build
@@ -39,6 +40,64 @@ def test_stages_describe_the_chain():
     assert [type(part) for part in second.before] == [nn.AvgPool2d, nn.Flatten]
     assert isinstance(second.synapse, nn.Linear)
     assert second.neuron.threshold == 0.2
+
+
+def test_input_as_a_bias_goes_past_the_synaptic_current():
+    torch.manual_seed(2)
+    dense, lif = nn.Linear(5, 4), LIF(beta=0.75, alpha=0.5)
+    network = SpikingNetwork((5,), [dense, lif], payload_bits=2, input_is_bias=True)
+    with torch.no_grad():
+        dense.weight.uniform_(-0.5, 1)
+    values = torch.tensor([[0, 1, 2, 3, 3], [3, 0, 1, 0, 2]], dtype=torch.uint8)
+    spikes = network(values.expand(9, 2, 5))
+    loaded, v = F.linear(values / 3, dense.weight, dense.bias), torch.zeros(2, 4)
+    for step in range(9):
+        v = 0.75 * v + loaded
+        fires = v > 1
+        assert torch.equal(spikes[step], fires.float())
+        v = v * ~fires
+    assert 0 < spikes.mean() < 1
+
+
+def test_without_synaptic_current_a_bias_is_what_graded_spikes_are():
+    inputs = torch.randint(0, 16, (1, 6, 1, 8, 8), generator=torch.Generator().manual_seed(1)).expand(8, -1, -1, -1, -1)
+    networks = [
+        build("6C3-BN-AP2-20-5", (1, 8, 8), payload_bits=4, input_is_bias=biased, seed=0).double()
+        for biased in (False, True)
+    ]
+    graded, biased = (network(inputs) for network in networks)
+    assert torch.equal(graded, biased)
+    for output in (graded, biased):
+        output.mean(0).square().sum().backward()
+    for ours, theirs in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ([nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 2), LIF()], "layer pool1 takes the maximum of the input"),
+        ([nn.Flatten(), Recurrent(16, 2), LIF()], "layer recurrent1 is recurrent"),
+        ([nn.Flatten(), nn.Linear(16, 2), Readout()], "layer dense1 is a current readout"),
+        (
+            [Residual([nn.Conv2d(1, 1, 1), LIF(), nn.Conv2d(1, 1, 1)], [Skip(1)]), LIF()],
+            "layers residual1_conv1 and residual1 both read the input",
+        ),
+        ([Residual([nn.Conv2d(1, 1, 1)], [Skip(1)]), LIF()], "layer residual1 adds two currents"),
+    ],
+)
+def test_input_as_a_bias_of_anything_but_one_layer_is_refused(parts, says):
+    with pytest.raises(UserError, match=says):
+        SpikingNetwork((1, 4, 4), parts, input_is_bias=True)
+
+
+def test_input_that_changes_is_no_bias():
+    network = SpikingNetwork((3,), [nn.Linear(3, 2), LIF()], input_is_bias=True)
+    inputs = torch.ones(4, 1, 3)
+    network(inputs)
+    inputs[2, 0, 1] = 0
+    with pytest.raises(UserError, match="changes over time cannot be a bias"):
+        network(inputs)
 
 
 def test_state_dict_is_named_after_the_populations():

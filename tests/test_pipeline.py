@@ -295,6 +295,36 @@ def test_every_accuracy_is_that_of_the_weighted_output(tmp_path: Path) -> None:
     assert "it has 7 steps, but the network weighs 6" in refused("quantize", "--out", tmp_path, "--set", "data.steps=7")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("architecture", ["16-10", "4C3S2-10"])
+def test_direct_input_as_bias_ends_equal(tmp_path: Path, architecture: str, alpha: float) -> None:
+    keys = [
+        "data.encoding=direct",
+        "data.direct=bias",
+        f"network.alpha={alpha}",
+        f"network.architecture={architecture}",
+    ]
+    keys += ["data.steps=5", "train.epochs=5", "deploy.backends=reference,engine,lava-models,lava"]
+    keys += ["deploy.samples=12", "deploy.states=3", "deploy.lanes=2"]
+    done = pipeline("--out", tmp_path, *[part for key in keys for part in ("--set", key)])
+    assert (done.returncode, "EQUAL" in done.stdout) == (0, True), done.stderr
+    network = integer_network.load(tmp_path / "quantize" / "network.npz")
+    inputs = held_out.load(tmp_path / "quantize" / "inputs.npz").inputs
+    assert network.input_shape == inputs.shape[2:] == network.populations[0].shape
+    assert recording.load(tmp_path / "deploy" / "recordings" / "lava.npz").spikes[network.populations[0].name].any()
+    fidelity = json.loads((tmp_path / "quantize" / "fidelity.json").read_text())
+    assert fidelity["agreement"] > 0.9
+
+
+def test_input_that_cannot_be_a_bias_is_refused_before_training(tmp_path: Path) -> None:
+    said = refused("--out", tmp_path, *QUICK, "--set", "data.direct=bias")
+    assert "encoding 'rate' with direct = 'bias': only input that is the same at every step" in said
+    direct = ("--set", "data.encoding=direct", "--set", "data.direct=bias")
+    said = refused("--out", tmp_path, *QUICK, *direct, "--set", "network.architecture=R16-10")
+    assert "is recurrent, and hears its own spikes beside the input; as a bias input needs one Linear" in said
+
+
 def test_help_is_there_for_every_command() -> None:
     overview = pipeline("--help")
     assert overview.returncode == 0

@@ -14,7 +14,7 @@ from quantize import reference
 from quantize.arithmetic import LOIHI_LIF_V1
 from quantize.fold import FoldedConnection, FoldedLayer
 from quantize.integer_network import INPUT
-from quantize.scales import quantize
+from quantize.scales import input_biases, quantize
 
 
 def layer(weight: np.ndarray, bias: float = 0.0, **changes: object) -> FoldedLayer:
@@ -145,6 +145,55 @@ def test_decays_of_every_neuron_become_arrays() -> None:
 def test_a_decay_outside_the_range_is_named_even_in_an_array() -> None:
     with pytest.raises(UserError, match=r"beta = 0.0 is decay 4096"):
         quantize([layer(np.eye(2), beta=np.array([0.5, 0.0]))], (2,), 1)
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.floats(1e-3, 1e3),
+    st.floats(1e-2, 1e3),
+    st.sampled_from([1, 4, 8]),
+    st.sampled_from([(), (1, 2, 2)]),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_strongest_input_all_but_fills_the_bias(
+    seed: int, size: float, ratio: float, bits: int, kernel: tuple[int, ...]
+) -> None:
+    """No input leaves the mantissas, a threshold without error fits beside it, and half a step is all that is lost."""
+    rng, top = np.random.default_rng(seed), (1 << bits) - 1
+    weight = rng.normal(size=(5, *(kernel or (12,)))) * size / top
+    geometry = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1} if kernel else {}
+    shape = (5, 1, 1) if kernel else (5,)
+    folded = layer(weight.reshape(5, -1), shape=shape, threshold=size * ratio, input_is_bias=True)
+    folded = replace(
+        folded, connections=(FoldedConnection(INPUT, weight, geometry),), bias=rng.normal(size=5) * size / 9
+    )
+    network, (row,) = quantize([folded], weight.shape[1:], bits)
+    inputs = np.concatenate([weight > 0, weight < 0, rng.random(weight.shape) < 0.5]) * top
+    mantissas = input_biases([folded], network, inputs.astype(np.uint8)[None].repeat(3, axis=0))
+    assert mantissas.shape == (3, 15, *shape)
+    population, scale = network["a"], row["scale"]
+    exact = inputs.reshape(15, -1) @ weight.reshape(5, -1).T + folded.bias
+    loaded = mantissas[0].reshape(15, 5).astype(np.int64) << population.bias_exp
+    assert np.abs(loaded / (64 * scale) - exact).max() <= row["bias_error"] * 1.0000001
+    assert population.threshold_mant == round(scale * folded.threshold)
+    assert scale * folded.threshold == pytest.approx(int(population.threshold_mant), rel=1e-12)
+    assert np.abs(mantissas).max() <= 4095
+    assert np.abs(mantissas).max() > 2000 or population.threshold_mant < 1000 or population.bias_exp == 0
+    assert (int(population.threshold_mant) << 6) + (4095 << population.bias_exp) < 1 << 23
+    assert np.array_equal(
+        reference.run(network, mantissas).spikes["a"][0] > 0,
+        loaded.reshape(15, *shape) > (int(population.threshold_mant) << 6),
+    )
+
+
+def test_a_threshold_too_low_for_the_grid_of_the_input_as_bias_is_refused() -> None:
+    with pytest.raises(UserError, match=r"layer 'a': the threshold 0.0001 rounds to 0 on the grid of its bias"):
+        quantize([layer(np.eye(2), threshold=1e-4, input_is_bias=True)], (2,), 1)
+
+
+def test_an_input_as_bias_that_weighs_nothing_is_handled() -> None:
+    network, _ = quantize([layer(np.zeros((2, 3)), input_is_bias=True)], (3,), 1)
+    assert network["a"].threshold_mant > 1 << 16
 
 
 def test_a_current_readout_keeps_its_bias_on_the_grid_of_its_weights() -> None:

@@ -36,6 +36,7 @@ def build(
     neuron: Callable[[], LIF] = LIF,
     payload_bits: int = 1,
     readout: str = "spikes",
+    input_is_bias: bool = False,
     seed: int,
 ) -> SpikingNetwork:
     """The network that `notation` describes, with initial weights drawn from `seed` alone.
@@ -54,7 +55,7 @@ def build(
         builder.chain(tokens)
     if readout == "current":
         builder.layers[-1] = Readout()
-    return SpikingNetwork(input_shape, builder.layers, payload_bits)
+    return SpikingNetwork(input_shape, builder.layers, payload_bits, input_is_bias)
 
 
 class _Builder:

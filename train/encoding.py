@@ -15,6 +15,7 @@ from train.augment import Augmentation, disturbed, moved
 from train.events import BINS, Recordings, frames
 
 KINDS = ("rate", "latency", "direct", "delta", "events")
+DIRECT = ("graded", "bias")
 DELTA_THRESHOLD = 0.1  # of the full range; snntorch's own
 
 
@@ -33,6 +34,8 @@ class Encoding:
     only) tell how a recording is cut into `steps` frames, see `train.events.frames`.
 
     `bits` speaks of direct and events only, `seed` of rate and augmentation. `augment` is for training (epoch 1..).
+    `direct` tells how direct values reach the first population: as "graded" spikes through its synapses, or as its
+    "bias", which the host computes.
     Raises UserError for what cannot be encoded.
     """
 
@@ -43,6 +46,7 @@ class Encoding:
     bins: str = "duration"
     window_us: int = 0
     augment: Augmentation = field(default_factory=Augmentation)
+    direct: str = "graded"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -60,11 +64,23 @@ class Encoding:
                 f"encoding with bins = '{self.bins}' and window_us = {self.window_us}: a window of at least 1 us "
                 "belongs to bins = 'window', and to no other"
             )
+        if self.direct not in DIRECT:
+            raise UserError(f"unknown way of direct input '{self.direct}'; {nearest(self.direct, DIRECT)}")
+        if self.input_is_bias and self.kind != "direct":
+            raise UserError(
+                f"encoding '{self.kind}' with direct = 'bias': only input that is the same at every step can be loaded "
+                "as a bias; set data.encoding = 'direct', or data.direct = 'graded'"
+            )
 
     @property
     def payload_bits(self) -> int:
         """Width of one input value in bits: 1 for spikes, `bits` for values and counts."""
         return self.bits if self.kind in ("direct", "events") else 1
+
+    @property
+    def input_is_bias(self) -> bool:
+        """Whether the host loads the first population's current as its bias, once a sample."""
+        return self.direct == "bias"
 
 
 def encode(values: np.ndarray | Recordings, indices: np.ndarray, encoding: Encoding, epoch: int = 0) -> Tensor:

@@ -16,7 +16,7 @@ from base.errors import UserError
 from train.parts import with_names
 from train.shapes import Shape
 from train.tracing import trace
-from train.wiring import INPUT, unchanging, wire
+from train.wiring import INPUT, biased_by_input, unchanging, wire
 
 
 class SpikingNetwork(nn.Module):
@@ -29,6 +29,8 @@ class SpikingNetwork(nn.Module):
     named by kind and population ("conv1", "lif1", "pool2", ...), or a module whose own forward() applies parts and adds
     currents (`train/tracing.py`); a population is called like its synapse or block.
     payload_bits: width of one input value; input is multiplied by 1 / (2**payload_bits - 1).
+    input_is_bias: whether the first population's current from the input, the same at every step, goes into its voltage
+    as a bias, past the synaptic current.
     Raises UserError for a part that has no exact integer form, and for parts that do not fit each other.
     """
 
@@ -37,10 +39,12 @@ class SpikingNetwork(nn.Module):
         input_shape: Shape,
         layers: OrderedDict[str, nn.Module] | Iterable[nn.Module] | nn.Module,
         payload_bits: int = 1,
+        input_is_bias: bool = False,
     ) -> None:
         super().__init__()
         self.input_shape: Shape = tuple(input_shape)
         self.payload_bits = payload_bits
+        self.input_is_bias = input_is_bias
         self.time_weights: Tensor | None
         self.register_buffer("time_weights", None)
         if isinstance(layers, nn.Module) and not isinstance(layers, (nn.Sequential, nn.ModuleList)):
@@ -48,6 +52,8 @@ class SpikingNetwork(nn.Module):
         else:
             named = layers if isinstance(layers, OrderedDict) else with_names(layers)
             self.stages = wire(self.input_shape, named)
+        if input_is_bias:
+            self.stages = biased_by_input(self.stages)
         if payload_bits > 1 and any(s.neuron is None and s.links[0].source == INPUT for s in self.stages):
             raise UserError(
                 f"layer {self.stages[0].name} takes the maximum of {payload_bits}-bit values; only spikes have an "
@@ -84,7 +90,9 @@ class SpikingNetwork(nn.Module):
                 f"{', '.join(map(str, self.input_shape))}], time first"
             )
         weight = next(self.parameters())
-        shown = spikes[:1] if unchanging(spikes) else spikes
+        if self.input_is_bias and not unchanging(spikes) and (spikes != spikes[:1]).any():
+            raise UserError("input that changes over time cannot be a bias; show the same values at every step")
+        shown = spikes[:1] if unchanging(spikes) or self.input_is_bias else spikes
         signal = shown.to(weight.device, weight.dtype)
         if self.payload_bits > 1:
             signal = signal * (1 / (2**self.payload_bits - 1))

@@ -112,12 +112,14 @@ class Stage:
     """One population: the links whose currents add up in it, and its neurons.
 
     neuron: LIF, Readout, or None for max pooling, whose one link yields spikes. output_shape: (C, H, W) or (N,).
+    input_is_bias: whether the current of its one link, from the input, is a bias of the voltage.
     """
 
     name: str
     links: tuple[Link, ...]
     neuron: LIF | Readout | None
     output_shape: Shape
+    input_is_bias: bool = False
 
     @property
     def spiking(self) -> bool:
@@ -149,6 +151,10 @@ class Stage:
             return current
         if isinstance(self.neuron, Readout):
             return self.neuron(current, bias)
+        if self.input_is_bias:
+            # A bias belongs to a neuron, so each sample's neurons are neurons of their own: one sample of [B, *shape].
+            loaded = current[0] if bias is None else current[0] + bias
+            return self.neuron(torch.zeros_like(current).unsqueeze(1), loaded).squeeze(1)
         return self.neuron(current, bias, self.recurrent)
 
 
@@ -182,6 +188,26 @@ def finished(end: Place, stages: list[Stage]) -> tuple[Stage, ...]:
     if stages[-1].neuron is None:
         raise UserError(f"the network ends with {stages[-1].name}; end it with a Linear or Conv2d and LIF neurons")
     return tuple(stages)
+
+
+def biased_by_input(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """The populations, the one that reads the input taking it as a bias.
+
+    Raises UserError where that is not one population of LIF neurons behind one Linear or Conv2d.
+    """
+    way_out = "as a bias input needs one Linear or Conv2d with LIF neurons first; put it there, or take it graded"
+    first, *others = (stage for stage in stages if any(link.source == INPUT for link in stage.links))
+    if others:
+        raise UserError(f"layers {first.name} and {others[0].name} both read the input; {way_out}")
+    if len(first.links) > 1:
+        raise UserError(f"layer {first.name} adds two currents, and only one is the input's; {way_out}")
+    if first.neuron is None:
+        raise UserError(f"layer {first.name} takes the maximum of the input; {way_out}")
+    if isinstance(first.neuron, Readout):
+        raise UserError(f"layer {first.name} is a current readout without a voltage; {way_out}")
+    if isinstance(first.synapse, Recurrent):
+        raise UserError(f"layer {first.name} is recurrent, and hears its own spikes beside the input; {way_out}")
+    return tuple(replace(stage, input_is_bias=stage is first) for stage in stages)
 
 
 @dataclass(frozen=True)
