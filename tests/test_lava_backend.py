@@ -184,7 +184,7 @@ def test_streamed_samples_do_not_touch_each_other(steps: int, lanes: int) -> Non
 def test_the_simulator_loads_every_samples_bias_in_time(steps: int, changed: dict, lanes: int) -> None:
     network, inputs = biased(("a", "a", 1), ("a", "b", 0), **changed), mantissas(steps, 7)
     expected = reference.run(network, inputs, 4)
-    assert expected.spikes["a"].any()
+    assert steps == 1 or expected.spikes["a"].any()
     assert_equal(expected, backend.run(network, inputs, 4, LavaOptions(lanes=lanes)))
 
 
