@@ -1,8 +1,8 @@
 """Before any rounding: what trains apart becomes populations and the connections into them, in float64.
 
-Pooling moves into the weights after it, a norm of currents into weights and bias, a norm of weights into them, the
-scale of graded inputs into the weights that read them; max pooling of spikes is a population of its own. A folded
-population fires the spikes of the one it came from.
+Pooling moves into the weights after it, a norm of currents into weights and bias, a norm of weights into them, then
+KLIF's k into both and the decay, the scale of graded inputs into the weights that read them; max pooling of spikes is a
+population of its own. A folded population fires the spikes of the one it came from.
 """
 
 from __future__ import annotations
@@ -83,6 +83,11 @@ def _fold_stage(stage: Stage) -> FoldedLayer:
     if isinstance(neuron, LIF):
         alpha, beta = (_share(stage.name, what, getattr(neuron, what)) for what in ("alpha", "beta"))
         constants = (alpha, beta, neuron.threshold, neuron.reset, neuron.floor)
+        if neuron.k is not None:
+            k = _float64(stage.name, "k", neuron.k)
+            for connection in connections:
+                connection.weight[...] *= k
+            bias = bias * k
         return FoldedLayer(
             stage.name, stage.output_shape, tuple(connections), bias, *constants, input_is_bias=stage.input_is_bias
         )

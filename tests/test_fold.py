@@ -125,6 +125,9 @@ NETWORKS = {
     "residual around pooling": ("4C3-AP2-[4C3-MP2-6C3]-4", {}),
     "residual around a residual and recurrence": ("24-[24-[24-24]-R24-BN]-4", {"threshold": 0.4}),
     "learned decays": ("4C3-R8-4", {"alpha": 0.2, "beta": 0.7, "learn_decay": True, "per_neuron": True}),
+    "norms and KLIF": ("6C3-BN-AP2-12-tdBN-4", {"neuron": "klif", "alpha": 0.3, "threshold": 0.4}),
+    "norms and KLIF that scales back": ("6C3-BN-12-4", {"neuron": "klif", "scale_reset": True, "reset": "soft"}),
+    "recurrence and KLIF": ("R12-BN-R9-4", {"neuron": "klif", "learn_decay": True, "reset": "soft"}),
 }
 
 
@@ -144,6 +147,7 @@ def trained(network: SpikingNetwork, inputs: torch.Tensor) -> SpikingNetwork:
         nn.functional.cross_entropy(output.mean(0) * 5, torch.arange(6) % 4).backward()
         optimizer.step()
         optimizer.zero_grad()
+        network.keep_in_range()
     return network.double().eval()
 
 

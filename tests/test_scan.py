@@ -1,4 +1,4 @@
-"""The fused scan equals its plain twin bit for bit; both equal autograd through a step-by-step neuron."""
+"""The fused scan equals its plain twin, spikes bit for bit; both equal autograd through a step-by-step neuron."""
 
 import itertools
 
@@ -7,44 +7,55 @@ import torch
 
 from base.errors import UserError
 from train.neurons import LIF
-from train.scan import _Neuron, fused_backward, fused_forward, lif_scan, plain_backward, plain_forward
-from train.surrogates import surrogate
+from train.scan import _Neuron, _Slope, fused_backward, fused_forward, lif_scan, plain_backward, plain_forward
+from train.surrogates import SURROGATES, Backward, surrogate
 
 MODES = list(itertools.product((0.0, 0.6), ("hard", "soft"), (False, True)))
 
 
 class Spike(torch.autograd.Function):
-    """The step function, with a surrogate for its derivative."""
+    """The step function, with a surrogate for its derivatives by the voltage and by the surrogate's width."""
 
     @staticmethod
-    def forward(ctx, distance, shape, width):
-        ctx.save_for_backward(distance)
-        ctx.shape, ctx.width = shape, width
-        return (distance > 0).to(distance.dtype)
+    def forward(ctx, v, threshold, width, how, kept, spikes):
+        ctx.save_for_backward(v, torch.as_tensor(width, dtype=v.dtype), kept)
+        ctx.threshold, ctx.how, ctx.spikes = threshold, how, spikes
+        return (v > threshold).to(v.dtype)
 
     @staticmethod
     def backward(ctx, grad):
-        (distance,) = ctx.saved_tensors
-        return grad * ctx.shape(distance, ctx.width), None, None
+        v, width, kept = ctx.saved_tensors
+        h = surrogate(ctx.how.shape)(v - ctx.threshold, width)
+        if kept is not None:
+            h = h * kept / (1 - ctx.how.mask if ctx.how.rescale else 1)
+        if ctx.how.dead_below_zero:
+            h = torch.where(v > 0, h, 0.0)
+        grad_width = -(grad * h * (v - ctx.threshold) / width).sum() / ctx.spikes
+        return grad * h, None, grad_width if ctx.needs_input_grad[2] else None, None, None, None
 
 
-def step_by_step(current, bias, *, alpha, beta, threshold, reset, floor, surrogate, width, recurrent=None):
+def step_by_step(current, bias, *, alpha, beta, threshold, reset, floor, backward, recurrent=None):
     """The oracle: one step after the other, differentiated by autograd."""
     u = v = torch.zeros_like(current[0])
-    spikes = []
-    for arriving in current:
+    spikes, membranes = [], []
+    kept = backward.draw((len(current), current[0].numel()))
+    width = torch.as_tensor(backward.width, dtype=current.dtype)
+    for t, arriving in enumerate(current):
         if recurrent is not None and spikes:
             arriving = arriving + spikes[-1] @ recurrent.T
         u = alpha * u + arriving
         v = beta * v + u
         if bias is not None:
             v = v + bias
-        s = Spike.apply(v - threshold, surrogate, width)
+        membranes.append(v)
+        now = width[t] if width.dim() else width
+        s = Spike.apply(v, threshold, now, backward, None if kept is None else kept[t].view(v.shape), current.numel())
         if floor:
             v = torch.relu(v)
-        v = v * (1 - s) if reset == "hard" else v - threshold * s
+        gate = s.detach() if backward.detach_reset else s
+        v = v * (1 - gate) if reset == "hard" else v - threshold * gate
         spikes.append(s)
-    return torch.stack(spikes)
+    return torch.stack(spikes), torch.stack(membranes)
 
 
 def random_case(seed, shape, bias_shape, dtype):
@@ -57,7 +68,7 @@ def random_case(seed, shape, bias_shape, dtype):
 
 def spikes_and_gradients(scan, current, bias, weights, **constants):
     leaves = [leaf.clone().requires_grad_() for leaf in (current, bias) if leaf is not None]
-    spikes = scan(leaves[0], leaves[1] if bias is not None else None, **constants)
+    spikes, _ = scan(leaves[0], leaves[1] if bias is not None else None, **constants)
     return spikes.detach(), torch.autograd.grad((spikes * weights).sum(), leaves)
 
 
@@ -74,8 +85,8 @@ SHAPES = [
 @pytest.mark.parametrize(("shape", "bias_shape"), SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_scan_equals_autograd_through_a_step_by_step_neuron(alpha, reset, floor, shape, bias_shape, dtype):
-    constants = {"alpha": alpha, "beta": 0.85, "threshold": 0.7, "reset": reset, "floor": floor, "width": 1.3}
-    constants["surrogate"] = surrogate("arctan")
+    constants = {"alpha": alpha, "beta": 0.85, "threshold": 0.7, "reset": reset, "floor": floor}
+    constants["backward"] = Backward("arctan", 1.3)
     case = random_case(hash((alpha, reset == "hard", floor)) % 1000, shape, bias_shape, dtype)
     spikes, gradients = spikes_and_gradients(lif_scan, *case, **constants)
     expected_spikes, expected_gradients = spikes_and_gradients(step_by_step, *case, **constants)
@@ -101,12 +112,12 @@ def test_decays_and_recurrent_weights_get_the_gradient_of_autograd(reset, floor,
     leaves = [current, bias]
     leaves += [0.2 + 0.7 * torch.rand(s, generator=generator, dtype=dtype) for s in (alpha_shape, beta_shape)]
     leaves += [torch.randn(6, 6, generator=generator, dtype=dtype) * 0.4] * recurrence
-    constants = {"threshold": 0.7, "reset": reset, "floor": floor, "surrogate": surrogate("arctan"), "width": 1.3}
+    constants = {"threshold": 0.7, "reset": reset, "floor": floor, "backward": Backward("arctan", 1.3)}
 
     def run(scan):
         own = [leaf.clone().requires_grad_() for leaf in leaves]
         recurrent = own[4] if recurrence else None
-        spikes = scan(own[0], own[1], alpha=own[2], beta=own[3], recurrent=recurrent, **constants)
+        spikes, _ = scan(own[0], own[1], alpha=own[2], beta=own[3], recurrent=recurrent, **constants)
         return spikes.detach(), torch.autograd.grad((spikes * weights).sum(), own)
 
     spikes, gradients = run(lif_scan)
@@ -123,10 +134,14 @@ def test_fused_kernels_equal_their_twins_with_decays_of_every_neuron(reset, floo
     neuron = _Neuron(alpha, beta, 0.9, reset == "hard", floor)
     current, bias, grad = random_case(4, (12, 1500), (1500,), torch.float32)
     spikes, membrane = fused_forward(current, bias, neuron)
-    slope = surrogate("arctan")(membrane - neuron.threshold, 1.0)
-    fused = (spikes, membrane, *fused_backward(grad, membrane, slope, neuron))
-    plain = (*plain_forward(current, bias, neuron), *plain_backward(grad, membrane, slope, neuron))
-    assert all(map(torch.equal, fused, plain))
+    assert all(map(torch.equal, (spikes, membrane), plain_forward(current, bias, neuron)))
+    slope = _Slope(Backward("arctan", 1.0), torch.ones(12))
+    for fused, plain in zip(
+        fused_backward(grad, None, membrane, neuron, slope)[:2],
+        plain_backward(grad, None, membrane, neuron, slope)[:2],
+        strict=True,
+    ):
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_learned_decays_start_where_they_are_told_and_never_leave_the_chips_range():
@@ -157,11 +172,102 @@ def test_fused_kernels_equal_their_plain_twins_bit_for_bit(alpha, reset, floor, 
         expected_spikes, expected_membrane = plain_forward(current, bias, neuron)
         assert torch.equal(spikes, expected_spikes)
         assert torch.equal(membrane, expected_membrane)
-        slope = surrogate("triangular")(membrane - neuron.threshold, 1.0)
+        slope = _Slope(Backward("triangular", 1.0), torch.ones(steps))  # the one shape rounded alike in both
         for fused, plain in zip(
-            fused_backward(grad, membrane, slope, neuron), plain_backward(grad, membrane, slope, neuron), strict=True
+            fused_backward(grad, None, membrane, neuron, slope)[:2],
+            plain_backward(grad, None, membrane, neuron, slope)[:2],
+            strict=True,
         ):
             assert torch.equal(fused, plain)
+
+
+BACKWARDS = [
+    {"mask": mask, "rescale": rescale, "detach_reset": detached, "dead_below_zero": dead}
+    for (mask, rescale), detached, dead in itertools.product(
+        ((0.0, False), (0.4, False), (0.4, True)), (False, True), (False, True)
+    )
+]
+WIDTHS = ["a number", "learned", "one for each step"]
+
+
+def width_of(kind, steps, dtype):
+    if kind == "learned":
+        return torch.tensor(1.3, dtype=dtype, requires_grad=True)
+    return 1.3 if kind == "a number" else torch.linspace(0.6, 1.7, steps, dtype=dtype)
+
+
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("shape", SURROGATES)
+def test_every_backward_equals_its_plain_twin(shape, width, reset):
+    current, bias, grad = random_case(6, (9, 1100), (1100,), torch.float32)
+    grad_membrane = random_case(7, (9, 1100), None, torch.float32)[2]
+    widths = torch.as_tensor(width_of(width, 9, torch.float32)).detach().expand(9)
+    for options, floor, looked_at in itertools.product(BACKWARDS, (False, True), (False, True)):
+        neuron = _Neuron(0.3, 0.85, 0.8, reset == "hard", floor)
+        membrane = fused_forward(current, bias, neuron)[1]
+        how = Backward(shape, 1.0, **options)
+        slope = _Slope(how, widths, how.draw(membrane.shape), learned=width == "learned")
+        arguments = (grad, grad_membrane if looked_at else None, membrane, neuron, slope)
+        fused, plain = fused_backward(*arguments), plain_backward(*arguments)
+        assert (fused.width is None) == (width != "learned")
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("dtype", "recurrence"), [(torch.float32, False), (torch.float64, True)])
+def test_every_backward_equals_autograd_and_leaves_the_forward_alone(reset, width, dtype, recurrence):
+    current, bias, weights = random_case(12, (5, 30, 6), (6,), dtype)
+    grad_membrane = random_case(13, (5, 30, 6), None, dtype)[2]
+    recurrent = random_case(14, (6, 6), None, dtype)[0] * 0.5 if recurrence else None
+    seen = []
+    for options, floor in itertools.product(BACKWARDS, (False, True)):
+
+        def run(scan):
+            own = [leaf.clone().requires_grad_() for leaf in (current, bias, recurrent) if leaf is not None]
+            chosen = width_of(width, 5, dtype)
+            how = Backward("arctan", chosen, **options)  # noqa: B023
+            torch.manual_seed(3)
+            constants = {"alpha": 0.2, "beta": 0.85, "threshold": 0.7, "reset": reset, "floor": floor}  # noqa: B023
+            heard = own[2] if recurrence else None
+            spikes, membranes = scan(own[0], own[1], backward=how, recurrent=heard, **constants)
+            own += [chosen] if width == "learned" else []
+            aim = (spikes * weights).sum() + (membranes * grad_membrane).sum()
+            return spikes.detach(), membranes.detach(), torch.autograd.grad(aim, own)
+
+        spikes, membranes, gradients = run(lif_scan)
+        expected_spikes, expected_membranes, expected_gradients = run(step_by_step)
+        assert torch.equal(spikes, expected_spikes)
+        assert torch.equal(membranes, expected_membranes)
+        seen.append((spikes, membranes, floor))
+        for gradient, expected in zip(gradients, expected_gradients, strict=True):
+            tolerance = {"rtol": 2e-3, "atol": 1e-3} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
+            torch.testing.assert_close(gradient, expected, **tolerance)
+    for spikes, membranes, floor in seen:
+        first = next(other for other in seen if other[2] == floor)
+        assert torch.equal(spikes, first[0])
+        assert torch.equal(membranes, first[1])
+
+
+def test_a_mask_of_one_lets_no_gradient_below_the_last_spikes():
+    current, _, weights = random_case(15, (6, 4, 10), None, torch.float32)
+    constants = {"alpha": 0.0, "beta": 0.9, "threshold": 0.7, "reset": "hard", "floor": False}
+    leaf = current.clone().requires_grad_()
+    hidden, _ = lif_scan(leaf, None, backward=Backward("arctan", 1.0, mask=1.0), **constants)
+    readout = torch.randn(10, 10, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    below, at = torch.autograd.grad(((hidden @ readout) * weights).sum(), [leaf, readout])
+    assert torch.equal(below, torch.zeros_like(below))
+    assert at.abs().sum() > 0
+
+
+def test_a_gradient_of_the_membrane_alone_reaches_the_current():
+    current = torch.tensor([0.5, 0.25]).view(2, 1, 1).requires_grad_()
+    constants = {"alpha": 0.0, "beta": 0.5, "threshold": 1.0, "reset": "hard", "floor": False}
+    _, membrane = lif_scan(current, None, backward=Backward("triangular", 0.25), **constants)
+    assert membrane.flatten().tolist() == [0.5, 0.5]
+    (gradient,) = torch.autograd.grad(membrane[1].sum(), current)
+    assert gradient.flatten().tolist() == [0.5, 1.0]
 
 
 def test_threads_do_not_change_a_bit():
@@ -181,8 +287,8 @@ def test_threads_do_not_change_a_bit():
 
 
 def test_input_that_is_not_contiguous_gives_the_same_spikes_and_gradients():
-    constants = {"alpha": 0.3, "beta": 0.9, "threshold": 1.0, "reset": "hard", "floor": False, "width": 1.0}
-    constants["surrogate"] = surrogate("triangular")
+    constants = {"alpha": 0.3, "beta": 0.9, "threshold": 1.0, "reset": "hard", "floor": False}
+    constants["backward"] = Backward("triangular", 1.0)
     current, bias, weights = random_case(3, (6, 4, 10), (10,), torch.float32)
     strided = current.transpose(0, 2).contiguous().transpose(0, 2)
     assert not strided.is_contiguous()
@@ -193,19 +299,18 @@ def test_input_that_is_not_contiguous_gives_the_same_spikes_and_gradients():
         assert torch.equal(gradient, expected)
 
 
+@pytest.mark.parametrize("detached", [False, True])
 @pytest.mark.parametrize("reset", ["hard", "soft"])
 @pytest.mark.parametrize("first", [0.4, 0.9, 1.2])
-def test_gradient_over_one_step_follows_the_reset(reset, first):
+def test_gradient_over_one_step_is_that_of_the_four_formulas(reset, detached, first):
     # Yang, arXiv 2011.09964; seen through the second spike alone: d s[1] / d x[0] = h(v[1]) * dv[1]/dv[0].
-    beta, threshold, width = 0.8, 1.0, 1.0
-    h = surrogate("triangular")
+    beta, threshold = 0.8, 1.0
     current = torch.tensor([first, 0.6], dtype=torch.float64).view(2, 1, 1).requires_grad_()
-    spikes = lif_scan(
-        current, None, alpha=0, beta=beta, threshold=threshold, reset=reset, floor=False, surrogate=h, width=width
-    )
+    how = Backward("triangular", 1.0, detach_reset=detached)
+    spikes, _ = lif_scan(current, None, alpha=0, beta=beta, threshold=threshold, reset=reset, floor=False, backward=how)
     (gradient,) = torch.autograd.grad(spikes[1].sum(), current)
     s = first > threshold
-    slope = 1 - abs(first - threshold)
+    slope = 0 if detached else 1 - abs(first - threshold)
     after = first * (1 - s) if reset == "hard" else first - threshold * s
     jacobian = beta * ((1 - s) - first * slope) if reset == "hard" else beta * (1 - threshold * slope)
     second_slope = max(0, 1 - abs(beta * after + 0.6 - threshold))

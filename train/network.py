@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from base.errors import UserError
+from train.neurons import LIF
 from train.parts import with_names
 from train.shapes import Shape
 from train.tracing import trace
@@ -59,6 +60,12 @@ class SpikingNetwork(nn.Module):
                 f"layer {self.stages[0].name} takes the maximum of {payload_bits}-bit values; only spikes have an "
                 "exact integer form of it, put it after LIF neurons"
             )
+        adapting = [s for s in self.stages if isinstance(s.neuron, LIF) and s.neuron.width_by == "mpd-agl"]
+        if adapting and all(stage.current_spread is None for stage in adapting):
+            raise UserError(
+                "width_by = 'mpd-agl' in a network without norms: it takes widths from what they do to currents; put "
+                "BN or tdBN behind a Linear or Conv2d, or set width"
+            )
         for name, part in named.items():
             if hasattr(self, name) or "." in name or not name:
                 raise UserError(
@@ -73,14 +80,26 @@ class SpikingNetwork(nn.Module):
 
     def spikes(self, spikes: Tensor) -> dict[str, Tensor]:
         """Spikes of every population (a readout: its currents) by name, float [T, B, *shape], with their gradient."""
-        return dict(self._run(spikes))
+        return {name: emitted for name, emitted, _ in self._run(spikes)}
+
+    def spikes_and_membranes(self, spikes: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """`spikes`, and the membranes of all LIF neurons before floor and reset, likewise."""
+        ran = list(self._run(spikes))
+        membranes = {name: membrane for name, _, membrane in ran if membrane is not None}
+        return {name: emitted for name, emitted, _ in ran}, membranes
+
+    def keep_in_range(self) -> None:
+        """What a trainer calls after each step of its optimiser: neurons' own parameters go back to their ranges."""
+        for stage in self.stages:
+            if isinstance(stage.neuron, LIF):
+                stage.neuron.keep_in_range()
 
     @torch.no_grad()
     def rasters(self, spikes: Tensor) -> dict[str, Tensor]:
         """Spikes of every population by name, uint8 [T, B, *shape] (a readout: its currents, float), of input
         [T, B, *input_shape]."""
         spiking = {stage.name for stage in self.stages if stage.spiking}
-        return {name: out.to(torch.uint8) if name in spiking else out for name, out in self._run(spikes)}
+        return {name: out.to(torch.uint8) if name in spiking else out for name, out, _ in self._run(spikes)}
 
     def read(self, spikes: Tensor) -> Tensor:
         """Input [T, B, *input_shape] as links read it: of the weights' kind, and multiplied into the range 0 to 1."""
@@ -98,10 +117,10 @@ class SpikingNetwork(nn.Module):
             signal = signal * (1 / (2**self.payload_bits - 1))
         return signal.expand(len(spikes), *signal.shape[1:])
 
-    def _run(self, spikes: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def _run(self, spikes: Tensor) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         signals = {INPUT: self.read(spikes)}
         for index, stage in enumerate(self.stages):
-            signals[stage.name] = stage.forward(signals)
-            yield stage.name, signals[stage.name]
+            signals[stage.name], membrane = stage.forward(signals)
+            yield stage.name, signals[stage.name], membrane
             wanted = {link.source for later in self.stages[index + 1 :] for link in later.links}
             signals = {name: signal for name, signal in signals.items() if name in wanted}

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from base.errors import UserError, nearest
 from train.scan import Reset, after_reset, lif_scan
+from train.surrogates import Backward
 from train.surrogates import surrogate as surrogate_of
 
 DECAY_UNITY = 1 << 12
 LEAST_BETA, MOST_ALPHA = 1 / DECAY_UNITY, 1 - 1 / DECAY_UNITY
+LEAST_K, MOST_K, MOST_KEPT = 0.1, 10.0, 0.98
+LEARNED_WIDTH = (0.4, 8.0)  # in thresholds
+LEAST_WIDTH = 0.1  # in thresholds; below, a step's surrogate would be all but a spike of its own
 
 
 class LIF(nn.Module):
@@ -26,8 +32,18 @@ class LIF(nn.Module):
     reach neurons that never spike, which a shape of finite width leaves dead.
     learn_decay: whether the shares are trained, as a sigmoid over the range above, which they therefore never leave;
     alpha = 0 (no synaptic current) and beta = 1 (no leak) stay as they are. per_neuron: one of each for every neuron.
+    neuron: "lif", or "klif" (Jiang and Zhang, arXiv 2302.09238): one learned k for the population, and a floor. Its
+    v = beta v + input, F = max(k v, 0), spikes where F > threshold, and goes on from F after the reset (scale_reset:
+    from F / k). Here it is computed folded, as a LIF of the voltage k v: current and bias times k, and beta times k
+    unless scale_reset. Where v is below 0 there is no surrogate.
+    width_by: "fixed" to `width`; "psg", learned from there; or "mpd-agl" (Jiang et al., arXiv 2505.11863), from the
+    spread that norms in front give the voltage, and `width` where there is none.
+    mask, rescale, detach_reset: see `Backward`; the mask is drawn in training mode only.
     Raises UserError for anything else.
     """
+
+    k: nn.Parameter | None
+    width: float | nn.Parameter
 
     def __init__(
         self,
@@ -40,6 +56,12 @@ class LIF(nn.Module):
         width: float = 1.0,
         learn_decay: bool = False,
         per_neuron: bool = False,
+        neuron: str = "lif",
+        scale_reset: bool = False,
+        width_by: str = "fixed",
+        mask: float = 0.0,
+        rescale: bool = False,
+        detach_reset: bool = False,
     ) -> None:
         super().__init__()
         if not all(LEAST_BETA <= value <= 1 for value in _values(beta)):
@@ -63,12 +85,36 @@ class LIF(nn.Module):
             raise UserError(f"unknown reset '{reset}'; {nearest(reset, ('hard', 'soft'))}")
         if not 0 < width < float("inf"):
             raise UserError(f"surrogate width = {width}: must be above 0 and finite; the threshold is the usual choice")
-        self.threshold, self.reset, self.floor = float(threshold), reset, floor
-        self.surrogate, self.width = surrogate, float(width)
-        self._slope = surrogate_of(surrogate)
+        for what, name, known in (
+            ("neuron", neuron, ("lif", "klif")),
+            ("width_by", width_by, ("fixed", "psg", "mpd-agl")),
+        ):
+            if name not in known:
+                raise UserError(f"unknown {what} '{name}'; {nearest(name, known)}")
+        if scale_reset and neuron != "klif":
+            raise UserError("scale_reset = true without k: it says how KLIF resets; set neuron = 'klif'")
+        low, high = (bound * threshold for bound in LEARNED_WIDTH)
+        if width_by == "psg" and not low <= width <= high:
+            raise UserError(
+                f"surrogate width = {width} to learn from: a learned width stays between {low:g} and {high:g}, 0.4 to "
+                "8 thresholds; start inside"
+            )
+        if not 0 <= mask < 1:
+            raise UserError(
+                f"mask = {mask}: the share of surrogate gradients to drop must be at least 0 and below 1; 0.5 is usual"
+            )
+        if rescale and not mask:
+            raise UserError("rescale = true without a mask: nothing is dropped that could be made up for; set mask")
+        surrogate_of(surrogate)
+        self.threshold, self.reset, self.floor = float(threshold), reset, floor or neuron == "klif"
+        self.surrogate, self.width_by = surrogate, width_by
+        self.width = nn.Parameter(torch.tensor(float(width))) if width_by == "psg" else float(width)
+        self.mask, self.rescale, self.detach_reset = mask, rescale, detach_reset
         self.learn_decay, self.per_neuron = learn_decay, per_neuron
+        self.k, self.scale_reset = None if neuron == "lif" else nn.Parameter(torch.tensor(1.0)), scale_reset
         self._share("beta", beta, LEAST_BETA, 1.0, learn_decay and not all(value == 1 for value in _values(beta)))
         self._share("alpha", alpha, 0.0, MOST_ALPHA, learn_decay and any(_values(alpha)))
+        self.keep_in_range()
 
     def _share(self, name: str, share: float | Tensor, low: float, high: float, learned: bool) -> None:
         if learned:
@@ -82,6 +128,11 @@ class LIF(nn.Module):
     @property
     def beta(self) -> float | Tensor:
         """Share of the voltage kept: a number, or a tensor (learned: with its gradient) that broadcasts to a sample."""
+        return self._leak if self.k is None or self.scale_reset else self.k * self._leak
+
+    @property
+    def _leak(self) -> float | Tensor:
+        """The share before k."""
         logit: Tensor | None = getattr(self, "beta_logit", None)
         fixed: float | Tensor = getattr(self, "beta_fixed", 0.0)
         return fixed if logit is None else LEAST_BETA + (1 - LEAST_BETA) * torch.sigmoid(logit)
@@ -109,11 +160,45 @@ class LIF(nn.Module):
             if self.per_neuron and logit is not None:
                 logit.data = logit.data.expand(shape).clone()
 
+    @property
+    def spread_gain(self) -> float:
+        """Standard deviation of the voltage over that of what enters it at each step: sqrt(1 + beta^2), as MPD-AGL
+        estimates it from the one step before; of decays per neuron, for their mean."""
+        return math.sqrt(1 + float(torch.as_tensor(self.beta).detach().mean()) ** 2)
+
+    @torch.no_grad()
+    def keep_in_range(self) -> None:
+        """Bring what an optimiser has moved back to where it has a meaning.
+
+        k to 0.1 at least, and to 10 at most or to what keeps 0.98 of the voltage: from 1 on, the chip has no decay for
+        it. A learned width to 0.4 to 8 thresholds.
+        """
+        if self.k is not None:
+            most = MOST_K if self.scale_reset else MOST_KEPT / max(_values(self._leak))
+            self.k.clamp_(LEAST_K, most)
+        if isinstance(self.width, nn.Parameter):
+            self.width.clamp_(*(bound * self.threshold for bound in LEARNED_WIDTH))
+
     def forward(self, current: Tensor, bias: Tensor | None = None, recurrent: Tensor | None = None) -> Tensor:
         """Spikes [T, B, *shape] (0 or 1, float) of current [T, B, *shape]; the bias broadcasts to [*shape].
 
         recurrent: weights [N, N] over which neurons of shape (N,) hear their own spikes one step later.
         """
+        return self.scan(current, bias, recurrent)[0]
+
+    def scan(
+        self, current: Tensor, bias: Tensor | None, recurrent: Tensor | None, current_spread: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`forward`'s spikes, and the membranes before floor and reset, likewise.
+
+        current_spread: the standard deviation that norms give the current; None without a norm.
+        """
+        if self.k is not None:
+            current = self.k * current
+            bias, recurrent = (None if x is None else self.k * x for x in (bias, recurrent))
+        width: float | Tensor = self.width
+        if self.width_by == "mpd-agl" and current_spread is not None:
+            width = self._window(len(current), current_spread)
         return lif_scan(
             current,
             bias,
@@ -122,28 +207,43 @@ class LIF(nn.Module):
             threshold=self.threshold,
             reset=self.reset,
             floor=self.floor,
-            surrogate=self._slope,
-            width=self.width,
+            backward=Backward(
+                self.surrogate,
+                width,
+                self.mask if self.training else 0.0,
+                self.rescale,
+                self.detach_reset,
+                dead_below_zero=self.k is not None,
+            ),
             recurrent=recurrent,
         )
 
     def step(self, current: Tensor, bias: Tensor | None, voltage: Tensor | float) -> tuple[Tensor, Tensor]:
         """Spikes [1, B, *shape] of one step, and the voltage after it, from the voltage before (0 at first).
 
-        Neither voltage has a gradient. For neurons without synaptic current: the share kept of the voltage then comes
-        into a scan of a single step as current, with the same float operations in the same order.
+        Neither voltage has a gradient. For neurons without synaptic current and k: the share kept of the voltage then
+        comes into a scan of a single step as current, with the same float operations in the same order.
         """
         reached = self.beta * voltage + current
-        spikes = self(reached, bias)
-        with torch.no_grad():
-            membrane = reached if bias is None else reached + bias
-            return spikes, after_reset(membrane, threshold=self.threshold, reset=self.reset, floor=self.floor)
+        spikes, membrane = self.scan(reached, bias, None)
+        kept = after_reset(membrane.detach(), threshold=self.threshold, reset=self.reset, floor=self.floor)
+        return spikes, kept
+
+    def _window(self, steps: int, current_spread: float) -> Tensor:
+        """Widths [T] of one standard deviation of the voltage to either side of the threshold; at the first step there
+        is nothing to remember."""
+        first = 2 * current_spread * (1.0 if self.k is None else float(self.k))
+        widths = torch.full((steps,), first * self.spread_gain)
+        widths[0] = first
+        return widths.clamp(min=LEAST_WIDTH * self.threshold)
 
     def extra_repr(self) -> str:
         learned = f", learn_decay=True, per_neuron={self.per_neuron}" if self.learn_decay else ""
+        k = "" if self.k is None else f", k={float(self.k):.4g}, scale_reset={self.scale_reset}"
         return (
             f"beta={_shown(self.beta)}, alpha={_shown(self.alpha)}, threshold={self.threshold}, reset={self.reset}, "
-            f"floor={self.floor}, surrogate={self.surrogate}, width={self.width}{learned}"
+            f"floor={self.floor}, surrogate={self.surrogate}, width={float(self.width)}, width_by={self.width_by}, "
+            f"mask={self.mask}, rescale={self.rescale}, detach_reset={self.detach_reset}{learned}{k}"
         )
 
 

@@ -54,6 +54,8 @@ def check(network: SpikingNetwork) -> None:
                 )
         if not isinstance(stage.neuron, LIF):
             continue
+        if stage.neuron.k is not None:
+            raise UserError(f"layer {stage.name} has KLIF neurons, which online training does not know; use 'lif'")
         if isinstance(stage.neuron.alpha, Tensor) or stage.neuron.alpha != 0:
             raise UserError(
                 f"layer {stage.name} keeps a synaptic current (alpha = {stage.neuron.alpha}), a second memory that "
@@ -86,7 +88,7 @@ def step(
     for stage in network.stages:
         name, neuron = stage.name, stage.neuron
         if neuron is None:
-            signals[name] = stage.forward(signals)
+            signals[name], _ = stage.forward(signals)
             continue
         leak = 0.0 if isinstance(neuron, Readout) else float(neuron.beta)
         leaks = [leak if input_trace or link.source != INPUT else 0.0 for link in stage.links]

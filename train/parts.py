@@ -112,9 +112,18 @@ def _running(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     return norm.running_mean, norm.running_var
 
 
+def spread(norm: _BatchNorm) -> float:
+    """Standard deviation that a norm gives its currents in training, the mean of all channels; below 0 where their
+    weights are."""
+    return _unit(norm) * (norm.weight.detach().mean().item() if norm.affine else 1.0)
+
+
+def _unit(norm: _BatchNorm) -> float:
+    return norm.alpha * norm.threshold if isinstance(norm, TdBN) else 1.0
+
+
 def _affine(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    scale = norm.alpha * norm.threshold if isinstance(norm, TdBN) else 1.0
-    gain = scale * torch.rsqrt(variance + norm.eps)
+    gain = _unit(norm) * torch.rsqrt(variance + norm.eps)
     if norm.affine:
         gain = gain * norm.weight
     offset = -gain * mean

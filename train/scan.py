@@ -2,11 +2,12 @@
 
 Without recurrence, on the CPU in float32, it is a pair of fused Numba kernels; otherwise, and as the kernels'
 oracle, a plain torch twin. Both do the same float operations in the same order (no fused multiply-add), so their
-spikes are equal bit for bit.
+spikes and membranes are equal bit for bit; gradients differ in the last digits of h alone.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,11 @@ from numba import njit
 from torch import Tensor
 from torch.nn import functional as F
 
-from train.surrogates import Surrogate
+from train.surrogates import SURROGATES, Backward
 
 Reset = Literal["hard", "soft"]
+
+TRIANGULAR, RECTANGULAR, SIGMOID, FAST_SIGMOID, ARCTAN, SLAYER = range(len(SURROGATES))  # their places there
 
 TILE = 1024  # neurons whose state stays in the first-level cache for all steps
 WORTH_A_THREAD = 1 << 16  # state updates below which handing work to another thread costs more than it saves
@@ -39,6 +42,23 @@ class _Neuron(NamedTuple):
     floor: bool
 
 
+class _Slope(NamedTuple):
+    """A Backward in one call: its widths [T], what its mask keeps [T, M], and whether the width wants a gradient."""
+
+    backward: Backward
+    widths: Tensor
+    kept: Tensor | None = None
+    learned: bool = False
+
+
+class _Gradients(NamedTuple):
+    """current [T, M]; bias [M], summed over time; width, a scalar, if it was wanted."""
+
+    current: Tensor
+    bias: Tensor
+    width: Tensor | None
+
+
 def lif_scan(
     current: Tensor,
     bias: Tensor | None,
@@ -48,27 +68,31 @@ def lif_scan(
     threshold: float,
     reset: Reset,
     floor: bool,
-    surrogate: Surrogate,
-    width: float,
+    backward: Backward,
     recurrent: Tensor | None = None,
-) -> Tensor:
-    """Spikes (0 or 1, in the current's dtype) of neurons that start from u = v = 0.
+) -> tuple[Tensor, Tensor]:
+    """Spikes (0 or 1, in the current's dtype) of neurons that start from u = v = 0, and their membranes.
 
-    Shapes: current and result [T, B, *shape]; bias, alpha and beta anything that broadcasts to [*shape]; recurrent
+    Shapes: current and results [T, B, *shape]; bias, alpha and beta anything that broadcasts to [*shape]; recurrent
     [N, N] for neurons of shape (N,), or None. Each step, in this order (docs/arithmetic.md, in floats):
 
         u = alpha * u + current[t] + recurrent s[t - 1]     the bias does not pass through u
-        v = beta * v + u + bias
+        v = beta * v + u + bias                   the membrane that is returned
         s = v > threshold                         strictly
         v = max(v, 0)                             only with `floor`; it decides no spike, thresholds being above 0
         v = 0 where s (hard), v - threshold * s (soft)
 
-    Backward takes h = surrogate(v - threshold, width) for ds/dv, v being the membrane before the reset, and follows the
-    reset too (Yang, arXiv 2011.09964): dv[t+1]/dv[t] = beta * ((1 - s) - v * h) for hard reset,
-    beta * (1 - threshold * h) for soft. Where the floor holds the membrane, h is still that of v below it, so that a
-    neuron which never gets above 0 can learn to.
+    `backward` says what h = ds/dv is, a function of v - threshold, v being the membrane, and whether the reset is
+    followed too (Yang, arXiv 2011.09964): dv[t+1]/dv[t] = beta * ((1 - s) - v * h) for hard reset,
+    beta * (1 - threshold * h) for soft; detached, without h. Where the floor holds the membrane, h is still that of v
+    below it, so that a neuron which never gets above 0 can learn to.
+
+    A width that is learned gets -(v - threshold) / width * h times the gradient of s, through the reset too, as if s
+    were h's primitive (after PSG, arXiv 2304.13289): the mean over neurons and steps, since the sum would grow with the
+    layer.
     """
-    return _Scan.apply(current, bias, alpha, beta, recurrent, (threshold, reset == "hard", floor), surrogate, width)
+    constants = (threshold, reset == "hard", floor)
+    return _Scan.apply(current, bias, alpha, beta, recurrent, backward.width, backward, constants)
 
 
 def after_reset(membrane: Tensor, *, threshold: float, reset: Reset, floor: bool) -> Tensor:
@@ -85,10 +109,11 @@ class _Scan(torch.autograd.Function):
         alpha: Share,
         beta: Share,
         recurrent: Tensor | None,
+        width: float | Tensor,
+        backward: Backward,
         constants: tuple[float, bool, bool],
-        surrogate: Surrogate,
-        width: float,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)  # a membrane that nothing looks at costs nothing
         flat, shape = current.reshape(len(current), -1), current.shape[1:]
         flat_bias, flat_alpha, flat_beta = (
             torch.as_tensor(0.0 if x is None else x, dtype=current.dtype, device=current.device)
@@ -101,35 +126,39 @@ class _Scan(torch.autograd.Function):
             spikes, membrane = fused_forward(flat, flat_bias, neuron)
         else:
             spikes, membrane = plain_forward(flat, flat_bias, neuron, recurrent)
-        ctx.save_for_backward(
-            membrane, flat_bias, flat_alpha, flat_beta, recurrent, None if recurrent is None else spikes
-        )
-        ctx.constants, ctx.surrogate, ctx.width, ctx.shape = constants, surrogate, width, current.shape
+        widths = torch.as_tensor(width, dtype=current.dtype, device=current.device).expand(len(flat))
+        kept = backward.draw(flat.shape) if any(ctx.needs_input_grad) else None
+        kept = None if kept is None else kept.to(current.device)
+        heard = None if recurrent is None else spikes
+        ctx.save_for_backward(membrane, flat_bias, flat_alpha, flat_beta, widths, kept, recurrent, heard)
+        ctx.constants, ctx.how, ctx.shape = constants, backward, current.shape
         ctx.shapes = [x.shape if isinstance(x, Tensor) else None for x in (bias, alpha, beta)]
-        return spikes.view(current.shape)
+        return spikes.view(current.shape), membrane.view(current.shape)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        membrane, flat_bias, alpha, beta, recurrent, heard = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        membrane, flat_bias, alpha, beta, widths, kept, recurrent, heard = ctx.saved_tensors
         neuron = _Neuron(alpha, beta, *ctx.constants)
-        slope = ctx.surrogate(membrane - neuron.threshold, ctx.width)
-        arriving = grads[0].reshape(membrane.shape)
+        slope = _Slope(ctx.how, widths, kept, learned=ctx.needs_input_grad[5])
+        grad_spikes, grad_membrane = (None if grad is None else grad.reshape(membrane.shape) for grad in grads)
+        if grad_spikes is None:
+            grad_spikes = torch.zeros_like(membrane)
         if recurrent is None and _fusible(membrane):
-            grad_current, grad_bias = fused_backward(arriving, membrane, slope, neuron)
+            found = fused_backward(grad_spikes, grad_membrane, membrane, neuron, slope)
         else:
-            grad_current, grad_bias = plain_backward(arriving, membrane, slope, neuron, recurrent)
-        found: list[Tensor | None] = [grad_bias, None, None]
+            found = plain_backward(grad_spikes, grad_membrane, membrane, neuron, slope, recurrent)
+        shares: tuple[Tensor | None, Tensor | None] = (None, None)
         if any(ctx.needs_input_grad[2:4]):
-            found[1:] = share_gradients(grad_current, membrane, flat_bias, neuron)
+            shares = share_gradients(found.current, membrane, flat_bias, neuron)
         back = [
             grad.view(ctx.shape[1:]).sum_to_size(shape) if grad is not None and shape is not None else None
-            for grad, shape in zip(found, ctx.shapes, strict=True)
+            for grad, shape in zip((found.bias, *shares), ctx.shapes, strict=True)
         ]
         grad_recurrent = None
         if recurrent is not None:
             neurons = len(recurrent)
-            grad_recurrent = grad_current[1:].reshape(-1, neurons).T @ heard[:-1].reshape(-1, neurons)
-        return grad_current.view(ctx.shape), *back, grad_recurrent, None, None, None
+            grad_recurrent = found.current[1:].reshape(-1, neurons).T @ heard[:-1].reshape(-1, neurons)
+        return found.current.view(ctx.shape), *back, grad_recurrent, found.width, None, None
 
 
 def share_gradients(grad_current: Tensor, membrane: Tensor, bias: Tensor, neuron: _Neuron) -> tuple[Tensor, Tensor]:
@@ -172,26 +201,37 @@ def plain_forward(
 
 
 def plain_backward(
-    grad_spikes: Tensor, membrane: Tensor, slope: Tensor, neuron: _Neuron, recurrent: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the current [T, M] and of the bias [M] (summed over time), from [T, M] each."""
-    grad_current = torch.empty_like(membrane)
+    grad_spikes: Tensor,
+    grad_membrane: Tensor | None,
+    membrane: Tensor,
+    neuron: _Neuron,
+    slope: _Slope,
+    recurrent: Tensor | None = None,
+) -> _Gradients:
+    """From gradients [T, M] of spikes and, if there are any, of membranes; on any device."""
+    how, distance = slope.backward, membrane - neuron.threshold
+    h = how.slope(membrane, neuron.threshold, slope.widths, slope.kept)
+    grad_current, error = torch.empty_like(membrane), torch.empty_like(membrane)
     grad_u = grad_v = grad_bias = torch.zeros_like(membrane[0])
     for t in reversed(range(len(membrane))):
         after_reset = neuron.beta * grad_v
         floored = membrane[t].clamp(min=0) if neuron.floor else membrane[t]
-        arriving = grad_spikes[t]
+        error[t] = grad_spikes[t]
         if recurrent is not None and t + 1 < len(membrane):
-            arriving = arriving + (grad_current[t + 1].view(-1, len(recurrent)) @ recurrent).view(-1)
-        grad_s = arriving - after_reset * (floored if neuron.hard else neuron.threshold)
-        kept = after_reset * (membrane[t] <= neuron.threshold) if neuron.hard else after_reset
+            error[t] += (grad_current[t + 1].view(-1, len(recurrent)) @ recurrent).view(-1)
+        if not how.detach_reset:
+            error[t] -= after_reset * (floored if neuron.hard else neuron.threshold)
+        gated = after_reset * (membrane[t] <= neuron.threshold) if neuron.hard else after_reset
         if neuron.floor:
-            kept = kept * (membrane[t] > 0)
-        grad_v = kept + grad_s * slope[t]
+            gated = gated * (membrane[t] > 0)
+        grad_v = gated + error[t] * h[t]
+        if grad_membrane is not None:
+            grad_v = grad_v + grad_membrane[t]
         grad_u = grad_v + neuron.alpha * grad_u
         grad_bias = grad_bias + grad_v
         grad_current[t] = grad_u
-    return grad_current, grad_bias
+    grad_width = -(error * h * distance).mean() / slope.widths[0] if slope.learned else None
+    return _Gradients(grad_current, grad_bias, grad_width)
 
 
 def fused_forward(current: Tensor, bias: Tensor, neuron: _Neuron) -> tuple[Tensor, Tensor]:
@@ -202,19 +242,22 @@ def fused_forward(current: Tensor, bias: Tensor, neuron: _Neuron) -> tuple[Tenso
     return spikes, membranes
 
 
-def fused_backward(grad_spikes: Tensor, membrane: Tensor, slope: Tensor, neuron: _Neuron) -> tuple[Tensor, Tensor]:
-    """`plain_backward` in one pass over memory; float32 on the CPU."""
+def fused_backward(
+    grad_spikes: Tensor, grad_membrane: Tensor | None, membrane: Tensor, neuron: _Neuron, slope: _Slope
+) -> _Gradients:
+    """`plain_backward` in one pass over memory, h computed on the way; float32 on the CPU."""
+    how = slope.backward
     grad_current, grad_bias = torch.empty_like(membrane), torch.empty_like(membrane[0])
-    arrays = [tensor.detach().contiguous().numpy() for tensor in (grad_spikes, membrane, slope)]
-    _over_neurons(
-        _backward_kernel,
-        membrane,
-        *arrays,
-        grad_current.numpy(),
-        grad_bias.numpy(),
-        *_constants(neuron, len(grad_bias)),
-    )
-    return grad_current, grad_bias
+    moment = torch.zeros_like(grad_bias) if slope.learned else torch.empty(0)
+    absent = torch.empty(0, 0)
+    extra, kept = (absent if x is None else x for x in (grad_membrane, slope.kept))
+    arrays = [x.detach().contiguous().numpy() for x in (grad_spikes, extra, membrane, slope.widths, kept.bool())]
+    arrays += [x.numpy() for x in (grad_current, grad_bias, moment)]
+    constants = _constants(neuron, len(grad_bias))
+    flags = (list(SURROGATES).index(how.shape), np.float32(how.gain), how.detach_reset, how.dead_below_zero)
+    _over_neurons(_backward_kernel, membrane, *arrays, *constants, *flags)
+    grad_width = -moment.sum() / (slope.widths[0] * membrane.numel()) if slope.learned else None
+    return _Gradients(grad_current, grad_bias, grad_width)
 
 
 def _fusible(tensor: Tensor) -> bool:
@@ -277,10 +320,49 @@ def _forward_kernel(first, last, current, bias, spikes, membranes, alpha, beta, 
 
 
 @njit(cache=True, nogil=True)
+def _slope_kernel(shape, membrane, threshold, width, h):  # type: ignore[no-untyped-def]
+    """The shapes of train/surrogates.py, at distances of membranes from the threshold."""
+    zero, one = np.float32(0), np.float32(1)
+    peak, size = one / width, len(membrane)
+    for i in range(size):
+        h[i] = abs(membrane[i] - threshold)
+    if shape == TRIANGULAR:
+        fall = one / (width * width)
+        for i in range(size):
+            h[i] = peak - h[i] * fall
+        for i in range(size):
+            h[i] = h[i] if h[i] > zero else zero
+    elif shape == RECTANGULAR:
+        half = width / np.float32(2)
+        for i in range(size):
+            h[i] = peak if h[i] < half else zero
+    elif shape == SIGMOID:
+        steep = np.float32(4) * peak
+        for i in range(size):
+            h[i] = math.exp(-steep * h[i])
+        for i in range(size):
+            h[i] = steep * h[i] / ((one + h[i]) * (one + h[i]))
+    elif shape == FAST_SIGMOID:
+        steep = np.float32(2) * peak
+        for i in range(size):
+            h[i] = peak / ((one + steep * h[i]) * (one + steep * h[i]))
+    elif shape == ARCTAN:
+        steep = np.float32(math.pi) * peak
+        for i in range(size):
+            h[i] = peak / (one + steep * h[i] * (steep * h[i]))
+    elif shape == SLAYER:
+        steep = np.float32(2) * peak
+        for i in range(size):
+            h[i] = peak * math.exp(-steep * h[i])
+
+
+@njit(cache=True, nogil=True)
 def _backward_kernel(  # type: ignore[no-untyped-def]
-    first, last, grad_spikes, membrane, slope, grad_current, grad_bias, alpha, beta, threshold, hard, floor
-):
+    first, last, grad_spikes, grad_membrane, membrane, widths, kept, grad_current, grad_bias, moment,
+    alpha, beta, threshold, hard, floor, shape, gain, detached, dead_below_zero,
+):  # fmt: skip
     zero = np.float32(0)
+    h, error = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     grad_u, grad_v = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     for start in range(first, last, TILE):
         stop = min(start + TILE, last)
@@ -290,14 +372,29 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         grad_u[:] = zero
         grad_v[:] = zero
         for t in range(membrane.shape[0] - 1, -1, -1):
-            arriving, pre, h = grad_spikes[t, start:stop], membrane[t, start:stop], slope[t, start:stop]
-            leaving = grad_current[t, start:stop]
+            arriving, pre, leaving = grad_spikes[t, start:stop], membrane[t, start:stop], grad_current[t, start:stop]
+            _slope_kernel(shape, pre, threshold, widths[t], h)
+            if len(kept) > 0:
+                left = kept[t, start:stop]
+                for i in range(size):
+                    h[i] = h[i] * gain if left[i] else zero
+            if dead_below_zero:
+                for i in range(size):
+                    h[i] = h[i] if pre[i] > zero else zero
             for i in range(size):
-                after_reset = keep_v[i] * grad_v[i]
-                held = floor and pre[i] <= zero
-                kept = zero if held or (hard and pre[i] > threshold) else after_reset
-                level = zero if held else pre[i]
-                grad_v[i] = kept + (arriving[i] - after_reset * (level if hard else threshold)) * h[i]
+                level = zero if floor and pre[i] <= zero else pre[i]
+                error[i] = arriving[i] - keep_v[i] * grad_v[i] * (zero if detached else level if hard else threshold)
+            for i in range(size):
+                stopped = (floor and pre[i] <= zero) or (hard and pre[i] > threshold)
+                grad_v[i] = (zero if stopped else keep_v[i] * grad_v[i]) + error[i] * h[i]
+            if len(moment) > 0:
+                moments = moment[start:stop]
+                for i in range(size):
+                    moments[i] += error[i] * h[i] * (pre[i] - threshold)
+            if len(grad_membrane) > 0:
+                extra = grad_membrane[t, start:stop]
+                for i in range(size):
+                    grad_v[i] += extra[i]
             for i in range(size):
                 grad_u[i] = grad_v[i] + keep_u[i] * grad_u[i]
             for i in range(size):

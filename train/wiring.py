@@ -6,6 +6,7 @@ link       := [pooling, flattening, dropout]*, a synapse, perhaps its norm; or R
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,7 @@ from train.parts import (
     batch_affine,
     over_channels,
     running_affine,
+    spread,
 )
 from train.shapes import Shape, shape_after
 
@@ -144,18 +146,26 @@ class Stage:
         found = [link.synapse.recurrent for link in self.links if isinstance(link.synapse, Recurrent)]
         return sum(found[1:], start=found[0]) if found else None
 
-    def forward(self, spikes: Mapping[str, Tensor]) -> Tensor:
-        """Spikes (a readout: currents) [T, B, *output_shape] of the spikes [T, B, ...] of every source."""
+    @property
+    def current_spread(self) -> float | None:
+        """Standard deviation that the norms give the population's current, variances adding up; None without a norm."""
+        spreads = [spread(link.norm) for link in self.links if isinstance(link.norm, Norm)]
+        return math.sqrt(sum(max(each, 0.0) ** 2 for each in spreads)) if spreads else None
+
+    def forward(self, spikes: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Spikes (a readout: currents) [T, B, *output_shape] of the spikes [T, B, ...] of every source, and the
+        membranes of LIF neurons."""
         current, bias = added(link.forward(spikes[link.source]) for link in self.links)
         if self.neuron is None:
-            return current
+            return current, None
         if isinstance(self.neuron, Readout):
-            return self.neuron(current, bias)
+            return self.neuron(current, bias), None
         if self.input_is_bias:
             # A bias belongs to a neuron, so each sample's neurons are neurons of their own: one sample of [B, *shape].
             loaded = current[0] if bias is None else current[0] + bias
-            return self.neuron(torch.zeros_like(current).unsqueeze(1), loaded).squeeze(1)
-        return self.neuron(current, bias, self.recurrent)
+            found = self.neuron.scan(torch.zeros_like(current).unsqueeze(1), loaded, None, self.current_spread)
+            return found[0].squeeze(1), found[1].squeeze(1)
+        return self.neuron.scan(current, bias, self.recurrent, self.current_spread)
 
 
 def added(arriving: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
