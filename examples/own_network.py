@@ -22,7 +22,8 @@ from train.datasets import load
 from train.encoding import Encoding, encode
 from train.network import SpikingNetwork
 from train.neurons import LIF
-from train.trainer import Training, evaluate, fit
+from train.trainer import evaluate, fit
+from train.training import Training
 
 FOLDER = Path("runs/own-network")
 

@@ -50,7 +50,10 @@ class DataConfig:
 class NetworkConfig:
     """architecture: the papers' notation, after the input, or the name of a preset ("mlp", "conv-small", "vggsnn",
     "ms-resnet"). readout: whether the last layer spikes or is read as "current". alpha, beta: shares of current and
-    voltage kept per step, and with learn_decay where learning starts, per_neuron for each neuron by itself."""
+    voltage kept per step, and with learn_decay where learning starts, per_neuron for each neuron by itself. neuron:
+    "lif" or "klif", with scale_reset. Of the backward pass only: surrogate; width_by: "fixed" to width, learned from it
+    ("psg"), or from the norms' gain ("mpd-agl"); mask: the share of surrogate gradients dropped, rescale: the rest made
+    up for it; detach_reset."""
 
     architecture: str = "64-10"
     readout: str = "spikes"
@@ -61,8 +64,14 @@ class NetworkConfig:
     floor: bool = False
     surrogate: str = "arctan"
     width: float = 1.0
+    width_by: str = "fixed"
+    mask: float = 0.0
+    rescale: bool = False
+    detach_reset: bool = False
     learn_decay: bool = False
     per_neuron: bool = False
+    neuron: str = "lif"
+    scale_reset: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,8 @@ class TrainConfig:
     online: str = ""
     mse_share: float = 0.0
     input_trace: bool = True
+    weight_decay: float = 0.0
+    pda: float = 0.0
 
 
 @dataclass(frozen=True)

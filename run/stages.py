@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from train.datasets import Dataset
     from train.encoding import Encoding
     from train.network import SpikingNetwork
-    from train.trainer import Training
+    from train.training import Training
 
 Progress = Callable[[str, int, int, str], None]  # what, done, total, a note
 
@@ -101,8 +101,9 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         from quantize.fold import fold
         from quantize.scales import input_biases
         from quantize.scales import quantize as to_integers
+        from train.checkpoint import load_weights
         from train.encoding import encode_all
-        from train.trainer import load_weights, record
+        from train.trainer import record
 
         encoding, network, test = _encoding(config), _network(config), _dataset(config).test
         load_weights(network, weights)
@@ -289,7 +290,7 @@ def _encoding(config: Config) -> Encoding:
 
 
 def _training(config: Config) -> Training:
-    from train.trainer import Training
+    from train.training import Training
 
     return Training(**asdict(config.train), seed=config.seed)
 

@@ -23,7 +23,8 @@ from train.neurons import LIF
 from train.objectives import loss_of_step
 from train.parts import Readout, Recurrent, Residual, ScaledWS, Skip
 from train.surrogates import sigmoid
-from train.trainer import Training, evaluate, fit
+from train.trainer import evaluate, fit
+from train.training import Training
 
 SOFT = partial(LIF, beta=0.6, reset="soft", surrogate="sigmoid")
 

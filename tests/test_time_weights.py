@@ -17,11 +17,13 @@ from quantize.fold import fold
 from quantize.recording import Recording, predictions
 from quantize.scales import quantize
 from train.architecture import build
+from train.checkpoint import load_weights
 from train.datasets import Samples, load
 from train.encoding import Encoding, encode_all
 from train.objectives import loss, predict
 from train.time_weights import followed, right_by_step, weighted
-from train.trainer import Training, evaluate, fit, load_weights, record
+from train.trainer import evaluate, fit, record
+from train.training import Training
 
 ENCODING = Encoding(steps=4)
 TRAINING = Training(epochs=8, batch_size=32, time_weights=True)

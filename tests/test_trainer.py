@@ -2,20 +2,27 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.integrate import quad
+from scipy.stats import norm
 
 from base.errors import UserError
 from train.architecture import build
 from train.augment import Augmentation
+from train.checkpoint import load_weights
 from train.datasets import Dataset, Samples, load
 from train.encoding import Encoding, encode
 from train.events import Recordings
-from train.objectives import loss, predict
-from train.trainer import Training, evaluate, fit, load_weights, record
+from train.neurons import LIF
+from train.objectives import loss, pda, predict
+from train.trainer import evaluate, fit, record
+from train.training import Training
+from train.updates import optimizer_of
 
 TRAINING = Training(epochs=3, batch_size=16)
 ENCODING = Encoding(steps=4)
@@ -188,7 +195,17 @@ def test_a_network_with_another_number_of_classes_is_refused(few, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"learning_rate": 1.5}, {"seed": -1}]
+    "wrong",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": 1.5},
+        {"seed": -1},
+        {"weight_decay": -0.1},
+        {"pda": -1.0},
+        {"pda": float("inf")},
+    ],
 )
 def test_impossible_training_is_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
@@ -228,6 +245,87 @@ def test_dropout_and_norms_repeat_and_resume_bit_for_bit(few, tmp_path):
     assert same_tensors(*files)
     assert set(whole[0]["firing_rate"]) == {"conv1", "recurrent2"}
     assert not network.training
+
+
+def adapting():
+    neuron = partial(LIF, width_by="psg", mask=0.3, rescale=True, neuron="klif", learn_decay=True)
+    return build("6C3-BN-R8-10", (1, 8, 8), neuron=neuron, readout="current", seed=0)
+
+
+def test_learned_widths_k_masks_and_penalties_repeat_and_resume_bit_for_bit(few, tmp_path):
+    training = replace(TRAINING, weight_decay=0.1, pda=0.01)
+    whole = fit(adapting(), few, ENCODING, training, tmp_path / "whole")
+    with pytest.raises(Killed):
+        fit(adapting(), few, ENCODING, training, tmp_path / "killed", killer(2, 3))
+    resumed = fit(adapting(), few, ENCODING, training, tmp_path / "killed")
+    assert without_seconds(resumed) == without_seconds(whole)
+    for name in ("weights.safetensors", "state.safetensors"):
+        assert same_tensors(*(load_file(tmp_path / run / name) for run in ("whole", "killed")))
+    assert set(whole[-1]["width"]) == {"conv1", "recurrent2"}
+    assert all(width != 1.0 for width in whole[-1]["width"].values())
+    assert whole[-1]["frozen_widths"] == []
+
+
+def test_a_width_that_has_settled_is_frozen_and_stays_so_after_an_interruption(few, tmp_path):
+    def network():
+        return build("12-10", (1, 8, 8), neuron=partial(LIF, width_by="psg"), seed=0)
+
+    training = Training(epochs=8, batch_size=32, learning_rate=1e-3)
+    metrics = fit(network(), few, ENCODING, training, tmp_path / "whole")
+    widths, frozen = ([line[key] for line in metrics] for key in ("width", "frozen_widths"))
+    assert frozen == [[]] * 5 + [["dense1", "dense2"]] * 3
+    assert widths[4]["dense1"] != widths[5]["dense1"] == widths[6]["dense1"] == widths[7]["dense1"]
+    with pytest.raises(Killed):
+        fit(network(), few, ENCODING, training, tmp_path / "killed", killer(8, 1))
+    assert without_seconds(fit(network(), few, ENCODING, training, tmp_path / "killed")) == without_seconds(metrics)
+
+
+def test_only_the_weights_of_synapses_decay_and_widths_learn_slowly():
+    network = adapting()
+    synapses, others, widths = optimizer_of(network, Training(weight_decay=0.2, learning_rate=0.01)).param_groups
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    assert [names[p] for p in synapses["params"]] == [
+        "conv1.weight", "recurrent2.weight", "recurrent2.recurrent", "dense3.weight"
+    ]  # fmt: skip
+    assert {"lif1.k", "lif1.beta_logit", "norm1.weight", "conv1.bias"} <= {names[p] for p in others["params"]}
+    assert [names[p] for p in widths["params"]] == ["lif1.width", "lif2.width"]
+    assert [group["weight_decay"] for group in (synapses, others, widths)] == [0.2, 0, 0]
+    assert [group["initial_lr"] for group in (synapses, others, widths)] == [0.01, 0.01, 0.001]
+
+
+def test_the_penalty_on_membranes_is_the_symmetric_divergence_of_two_gaussians():
+    mean, spread, target = 0.4, 0.7, 1.2
+    membrane = torch.tensor([mean - spread, mean + spread], dtype=torch.float64).view(1, 2, 1)
+    p, q = norm(mean, spread), norm(0, target)
+
+    def gap(x):
+        return (p.pdf(x) - q.pdf(x)) * (p.logpdf(x) - q.logpdf(x)) / 2
+
+    assert pda(membrane, target).item() == pytest.approx(quad(gap, -12, 12)[0], rel=1e-9)
+
+
+def test_the_penalty_is_zero_where_the_distributions_match_and_above_elsewhere():
+    matched = torch.tensor([-1.5, 1.5]).view(1, 2, 1).expand(4, 2, 1)
+    assert pda(matched, 1.5).item() == pytest.approx(0, abs=1e-7)
+    for other in (matched * 1.2, matched * 0.8, matched + 0.3, torch.zeros(4, 2, 1)):
+        assert pda(other, 1.5).item() > 0.01
+
+
+def test_the_penalty_brings_membranes_closer_to_their_target(few, tmp_path):
+    def shift(weight):
+        network = fresh("24-10")
+        fit(network, few, ENCODING, Training(epochs=6, pda=weight), tmp_path / str(weight))
+        with torch.no_grad():
+            membranes = network.spikes_and_membranes(encode(few.train.values, np.arange(70), ENCODING))[1]
+        return sum(pda(membrane, (1 + 0.75**2) ** 0.5).item() for membrane in membranes.values())
+
+    assert shift(1.0) < 0.7 * shift(0.0)
+
+
+def test_a_penalty_without_membranes_is_refused(few, tmp_path):
+    network = build("10", (1, 8, 8), readout="current", seed=0)
+    with pytest.raises(UserError, match=r"pda = 0\.1 in a network without LIF"):
+        fit(network, few, ENCODING, replace(TRAINING, pda=0.1), tmp_path)
 
 
 def test_evaluation_uses_running_statistics_and_leaves_the_mode_alone(few):

@@ -1,4 +1,4 @@
-"""How a network behaves while something is done with it: as in evaluation, or with dropout that repeats itself."""
+"""How a network behaves while something is done with it: as in evaluation, or with masks that repeat themselves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def dropping_out(*key: int) -> Iterator[None]:
-    """Dropout masks drawn from the key alone; the global random state is left alone."""
+    """Masks of dropout and of surrogate gradients, drawn from the key alone; the global random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         yield

@@ -88,6 +88,12 @@ class SpikingNetwork(nn.Module):
         membranes = {name: membrane for name, _, membrane in ran if membrane is not None}
         return {name: emitted for name, emitted, _ in ran}, membranes
 
+    @property
+    def learned_widths(self) -> dict[str, nn.Parameter]:
+        """Surrogate widths that are learned, by population."""
+        neurons = {stage.name: stage.neuron for stage in self.stages if isinstance(stage.neuron, LIF)}
+        return {name: lif.width for name, lif in neurons.items() if isinstance(lif.width, nn.Parameter)}
+
     def keep_in_range(self) -> None:
         """What a trainer calls after each step of its optimiser: neurons' own parameters go back to their ranges."""
         for stage in self.stages:

@@ -232,17 +232,17 @@ class LIF(nn.Module):
     def _window(self, steps: int, current_spread: float) -> Tensor:
         """Widths [T] of one standard deviation of the voltage to either side of the threshold; at the first step there
         is nothing to remember."""
-        first = 2 * current_spread * (1.0 if self.k is None else float(self.k))
+        first = 2 * current_spread * (1.0 if self.k is None else self.k.item())
         widths = torch.full((steps,), first * self.spread_gain)
         widths[0] = first
         return widths.clamp(min=LEAST_WIDTH * self.threshold)
 
     def extra_repr(self) -> str:
         learned = f", learn_decay=True, per_neuron={self.per_neuron}" if self.learn_decay else ""
-        k = "" if self.k is None else f", k={float(self.k):.4g}, scale_reset={self.scale_reset}"
+        k = "" if self.k is None else f", k={_shown(self.k)}, scale_reset={self.scale_reset}"
         return (
             f"beta={_shown(self.beta)}, alpha={_shown(self.alpha)}, threshold={self.threshold}, reset={self.reset}, "
-            f"floor={self.floor}, surrogate={self.surrogate}, width={float(self.width)}, width_by={self.width_by}, "
+            f"floor={self.floor}, surrogate={self.surrogate}, width={_shown(self.width)}, width_by={self.width_by}, "
             f"mask={self.mask}, rescale={self.rescale}, detach_reset={self.detach_reset}{learned}{k}"
         )
 

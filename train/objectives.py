@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LOGIT_RANGE = 10.0
+LEAST_VARIANCE = 1e-4  # of membranes: a population that nothing reaches has none
 
 
 def loss(output: Tensor, labels: Tensor, spiking: bool = True) -> Tensor:
@@ -23,6 +24,19 @@ def loss_of_step(output: Tensor, labels: Tensor, spiking: bool, mse_share: float
     plus mse_share times the mean squared error against labels one-hot (Xiao et al., arXiv 2210.04195), a scalar."""
     wanted = F.one_hot(labels, output.shape[2]).to(output.dtype)
     return (1 - mse_share) * loss(output, labels, spiking) + mse_share * F.mse_loss(output[0], wanted)
+
+
+def pda(membrane: Tensor, spread: float) -> Tensor:
+    """How far the membranes [T, B, *shape] of a population are from a normal distribution around 0 of that standard
+    deviation, a scalar, 0 or above: the symmetric divergence of two Gaussians, at each step and then their mean.
+
+        J = ((q^2 + m^2) / spread^2 + (spread^2 + m^2) / q^2 - 2) / 4        m, q^2: mean and variance over the batch
+
+    In the manner of PDA (Wang et al., arXiv 2304.13289). Population by population: one that is dead shows.
+    """
+    variance, mean = torch.var_mean(membrane.flatten(1), dim=1, correction=0)
+    variance, target = variance.clamp(min=LEAST_VARIANCE), spread**2
+    return (((variance + mean**2) / target + (target + mean**2) / variance - 2) / 4).mean()
 
 
 def predict(output: Tensor) -> Tensor:

@@ -56,6 +56,11 @@ def check(network: SpikingNetwork) -> None:
             continue
         if stage.neuron.k is not None:
             raise UserError(f"layer {stage.name} has KLIF neurons, which online training does not know; use 'lif'")
+        if stage.neuron.mask:
+            raise UserError(
+                f"layer {stage.name} masks its gradients (mask = {stage.neuron.mask}), which online training would do "
+                "alike at all steps; set mask = 0"
+            )
         if isinstance(stage.neuron.alpha, Tensor) or stage.neuron.alpha != 0:
             raise UserError(
                 f"layer {stage.name} keeps a synaptic current (alpha = {stage.neuron.alpha}), a second memory that "

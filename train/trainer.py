@@ -6,80 +6,35 @@ ends with the same bits as training that was not.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from base.errors import UserError
-from base.files import whole_file, write_text
+from base.files import write_text
 from train import online
+from train.checkpoint import Metrics, identity_of, resume, save_state, save_weights
 from train.datasets import Dataset, Samples
 from train.encoding import Encoding, batches, encode
-from train.modes import dropping_out, evaluating
+from train.modes import evaluating
 from train.network import SpikingNetwork
-from train.objectives import loss, loss_of_step, predict
+from train.neurons import LIF
+from train.objectives import predict
 from train.time_weights import FIRST_EPOCH, followed, right_by_step, weighted
+from train.training import Training
+from train.updates import by_backpropagation, optimizer_of, step_by_step
 
 EVALUATION_BATCH = 256
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+CALIBRATION_SAMPLES = 512  # of the training part, by which a ReLU network is converted
+SETTLED_EPOCHS, SETTLED = 5, 0.01  # a learned width that moved less than this share in so many epochs stays as it is
 
-Metrics = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Training:
-    """Adam, its learning rate falling along half a cosine to 0. Raises UserError for values that cannot work.
-
-    time_weights: whether steps of the output count by how well they answer alone (`train/time_weights.py`).
-    online: "" for backpropagation through time; else OTTT (`train/online.py`), whose gradients are summed over the
-    steps of a batch ("a") or applied after each ("o": T updates a batch, which want a lower learning rate). mse_share:
-    of the mean squared error in its loss, the rest being cross entropy. input_trace: `online.step` tells.
-    """
-
-    epochs: int = 40
-    batch_size: int = 64
-    learning_rate: float = 1e-2
-    time_weights: bool = False
-    seed: int = 0
-    online: str = ""
-    mse_share: float = 0.0
-    input_trace: bool = True
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"training with {name} = {getattr(self, name)}: must be at least {least}")
-        if not 0 < self.learning_rate <= 1:
-            raise UserError(
-                f"training with learning_rate = {self.learning_rate}: must be above 0 and at most 1; 0.01 is usual"
-            )
-        if self.online not in ("", "a", "o"):
-            raise UserError(
-                f"training with online = '{self.online}': must be 'a' (one update a batch), 'o' (one a step) or '' "
-                "(backpropagation through time)"
-            )
-        if not 0 <= self.mse_share <= 1:
-            raise UserError(f"training with mse_share = {self.mse_share}: must be between 0 and 1; 0.05 is usual")
-        if self.online and self.time_weights:
-            raise UserError(
-                "time_weights compare the steps of an output, which training online never has together; set one of "
-                "online and time_weights"
-            )
-        if not self.online and (self.mse_share or not self.input_trace):
-            raise UserError(
-                "mse_share and input_trace belong to training online; set online = 'a' or 'o', or leave them out"
-            )
+Progress = Callable[[dict[str, Any]], None]
 
 
 def fit(
@@ -88,7 +43,7 @@ def fit(
     encoding: Encoding,
     training: Training,
     folder: Path,
-    progress: Callable[[dict[str, Any]], None] | None = None,
+    progress: Progress | None = None,
     fingerprint: str = "",
 ) -> Metrics:
     """Train the network in place and leave it in evaluation mode.
@@ -109,11 +64,16 @@ def fit(
         )
     if training.online:
         online.check(network)
+    if training.pda and not any(isinstance(stage.neuron, LIF) for stage in network.stages):
+        raise UserError(
+            f"pda = {training.pda} in a network without LIF neurons: it acts on their membranes; set pda = 0"
+        )
     folder = Path(folder)
     network.time_weights = torch.ones(encoding.steps) if training.time_weights else None
-    optimizer = torch.optim.Adam(network.parameters(), lr=training.learning_rate)
-    identity = _identity(network, dataset, encoding, training, fingerprint)
-    metrics = _resume(folder / "state.safetensors", network, optimizer, identity)
+    optimizer = optimizer_of(network, training)
+    identity = identity_of(network, dataset, encoding, training, fingerprint)
+    metrics = resume(folder / "state.safetensors", network, optimizer, identity)
+    _freeze_settled(network, metrics)
     for epoch in range(len(metrics) + 1, training.epochs + 1):
         if network.time_weights is not None and epoch >= FIRST_EPOCH:
             network.time_weights = followed(network.time_weights, metrics[-1]["right_by_step"])
@@ -121,36 +81,14 @@ def fit(
         if dataset.validation is not None:
             line["validation_accuracy"] = evaluate(network, dataset.validation, encoding)
         metrics.append(line)
-        _save_state(folder / "state.safetensors", network, optimizer, identity, metrics)
+        if network.learned_widths:
+            line["width"] = {name: width.item() for name, width in network.learned_widths.items()}
+            line["frozen_widths"] = _freeze_settled(network, metrics)
+        save_state(folder / "state.safetensors", network, optimizer, identity, metrics)
         write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
     network.eval()
-    _save(network.state_dict(), folder / "weights.safetensors", {})
+    save_weights(network, folder / "weights.safetensors")
     return metrics
-
-
-def load_weights(network: SpikingNetwork, path: Path) -> None:
-    """Put the weights of a file written by `fit` into the network.
-
-    Raises UserError for a file that is no safetensors file, does not fit the architecture, or holds NaN or infinity.
-    """
-    tensors, _ = _read(Path(path))
-    network.time_weights = tensors.get("time_weights")  # the training decided whether there are any
-    expected = network.state_dict()
-    for name in [*expected, *tensors]:
-        if name not in tensors:
-            raise UserError(f"{path}: tensor '{name}' is missing; the weights belong to another architecture")
-        if name not in expected:
-            raise UserError(
-                f"{path}: tensor '{name}' has no place in the network; the weights belong to another architecture"
-            )
-        if tensors[name].shape != expected[name].shape:
-            raise UserError(
-                f"{path}: tensor '{name}' has shape {list(tensors[name].shape)}, the network needs "
-                f"{list(expected[name].shape)}; the weights belong to another architecture"
-            )
-        if not torch.isfinite(tensors[name]).all():
-            raise UserError(f"{path}: tensor '{name}' holds NaN or infinity; train again with a lower learning rate")
-    network.load_state_dict(tensors)
 
 
 def evaluate(
@@ -181,14 +119,25 @@ def record(network: SpikingNetwork, samples: Samples, encoding: Encoding) -> dic
     return recorded
 
 
+def _freeze_settled(network: SpikingNetwork, metrics: Metrics) -> list[str]:
+    """Learn no further the widths that have settled, in the metrics so far; their populations."""
+    settled = []
+    for name, width in network.learned_widths.items():
+        lately = [line["width"][name] for line in metrics[-SETTLED_EPOCHS - 1 :]]
+        if len(lately) > SETTLED_EPOCHS and max(lately) - min(lately) < SETTLED * min(lately):
+            width.requires_grad_(False)
+            settled.append(name)
+    return settled
+
+
 def _epoch(
     epoch: int,
     network: SpikingNetwork,
-    optimizer: torch.optim.Adam,
+    optimizer: torch.optim.AdamW,
     samples: Samples,
     encoding: Encoding,
     training: Training,
-    progress: Callable[[dict[str, Any]], None] | None,
+    progress: Progress | None,
 ) -> dict[str, Any]:
     began = time.perf_counter()
     order = np.random.default_rng((training.seed, epoch)).permutation(len(samples))
@@ -201,11 +150,11 @@ def _epoch(
     for batch, start in enumerate(starts, 1):
         done = (epoch - 1 + batch / len(starts)) / training.epochs
         for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * (1 + math.cos(math.pi * done)) / 2
+            group["lr"] = group["initial_lr"] * (1 + math.cos(math.pi * done)) / 2
         chosen = order[start : start + training.batch_size]
         spikes = encode(samples.values[chosen], chosen, encoding, epoch)
         labels = torch.from_numpy(samples.labels[chosen]).to(device)
-        update = _update_online if training.online else _update
+        update = step_by_step if training.online else by_backpropagation
         objective, emitted = update(network, optimizer, spikes, labels, training, (training.seed, epoch, batch))
 
         output = emitted[network.stages[-1].name]
@@ -246,113 +195,3 @@ def _epoch(
         line["right_by_step"] = right.tolist()
         line["time_weights"] = [round(weight, 4) for weight in network.time_weights.tolist()]
     return line
-
-
-def _update(
-    network: SpikingNetwork,
-    optimizer: torch.optim.Adam,
-    spikes: Tensor,
-    labels: Tensor,
-    training: Training,
-    masks: tuple[int, ...],
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Learn one batch by backpropagation through time: its loss, and what every population emitted, [T, B, *shape]."""
-    with dropping_out(*masks):
-        emitted = network.spikes(spikes)
-    answer = weighted(emitted[network.stages[-1].name], network.time_weights)
-    objective = loss(answer, labels, network.stages[-1].spiking)
-    optimizer.zero_grad()
-    objective.backward()
-    optimizer.step()
-    return objective, emitted
-
-
-def _update_online(
-    network: SpikingNetwork,
-    optimizer: torch.optim.Adam,
-    spikes: Tensor,
-    labels: Tensor,
-    training: Training,
-    masks: tuple[int, ...],
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The same by OTTT, with only the mean over time of what was emitted, [1, B, *shape], kept."""
-    steps, output, state = len(spikes), network.stages[-1], online.State()
-    objective = torch.zeros(())
-    emitted: dict[str, Tensor] = {}
-    optimizer.zero_grad()
-    for frame in spikes.split(1):
-        with dropping_out(*masks):  # at every step anew, and so the same ones
-            shown, state = online.step(network, frame, state, training.input_trace)
-        of_step = loss_of_step(shown[output.name], labels, output.spiking, training.mse_share) / steps
-        of_step.backward()
-        if training.online == "o":
-            optimizer.step()
-            optimizer.zero_grad()
-        objective = objective + of_step.detach().cpu()
-        emitted = {name: emitted.get(name, 0.0) + out.detach() / steps for name, out in shown.items()}
-    if training.online == "a":
-        optimizer.step()
-    return objective, emitted
-
-
-def _identity(
-    network: SpikingNetwork, dataset: Dataset, encoding: Encoding, training: Training, fingerprint: str
-) -> str:
-    """One hash of all that decides the result of a training."""
-    digest = hashlib.sha256(
-        "\n".join(map(str, (fingerprint, network, network.payload_bits, encoding, training, dataset.name))).encode()
-    )
-    digest.update(dataset.fingerprint.encode())
-    values = dataset.train.values
-    arrays = [values] if isinstance(values, np.ndarray) else [values.time, values.address, values.starts, values.stops]
-    for array in (*([] if dataset.fingerprint else arrays), dataset.train.labels):
-        digest.update(array.tobytes())
-    for weights in network.parameters():
-        digest.update(weights.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _resume(path: Path, network: SpikingNetwork, optimizer: torch.optim.Adam, identity: str) -> Metrics:
-    """Metrics of the epochs already done; network and optimizer are brought to where they stood after the last."""
-    if not path.exists():
-        return []
-    try:
-        tensors, metadata = _read(path)
-    except UserError as error:
-        raise UserError(f"{error}; delete it to start training anew") from error
-    if metadata.get("identity") != identity:
-        return []
-    network.load_state_dict(
-        {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
-    )
-    for name, parameter in network.named_parameters():
-        # Adam wants its step counts on the CPU, as they were saved, and its moments beside the weights.
-        optimizer.state[parameter] = {
-            moment: tensors[f"{moment}.{name}"].to("cpu" if moment == "step" else parameter.device)
-            for moment in MOMENTS
-        }
-    return json.loads(metadata["metrics"])
-
-
-def _save_state(
-    path: Path, network: SpikingNetwork, optimizer: torch.optim.Adam, identity: str, metrics: Metrics
-) -> None:
-    tensors = {f"weights.{name}": tensor for name, tensor in network.state_dict().items()}
-    for name, parameter in network.named_parameters():
-        tensors |= {f"{moment}.{name}": optimizer.state[parameter][moment] for moment in MOMENTS}
-    _save(tensors, path, {"identity": identity, "metrics": json.dumps(metrics)})
-
-
-def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    with whole_file(path) as beside:
-        safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, beside, metadata)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as a safetensors file ({error}); it is missing, cut short or foreign"
-        ) from error

@@ -1,0 +1,92 @@
+"""How one batch changes the weights: by backpropagation through time, or online, step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from train import online
+from train.modes import dropping_out
+from train.network import SpikingNetwork
+from train.neurons import LIF
+from train.objectives import loss, loss_of_step, pda
+from train.time_weights import weighted
+from train.training import Training
+
+WIDTH_RATE = 0.1  # of the learning rate, for learned widths
+
+
+def optimizer_of(network: SpikingNetwork, training: Training) -> torch.optim.AdamW:
+    """One group each for synapses, which alone decay, for learned widths, which move slowly, and for the rest."""
+    links = [link for stage in network.stages for link in stage.links]
+    synapses = {p for link in links for name, p in link.synapse.named_parameters() if name != "bias"}
+    widths = set(network.learned_widths.values())
+    every = list(network.parameters())  # in order: sets of tensors have none that repeats itself
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in every if p in synapses], "weight_decay": training.weight_decay},
+        {"params": [p for p in every if p not in synapses | widths]},
+        {"params": [p for p in every if p in widths], "initial_lr": WIDTH_RATE * training.learning_rate},
+    ]
+    rate = training.learning_rate
+    return torch.optim.AdamW([{"initial_lr": rate, **group} for group in groups], lr=rate, weight_decay=0.0)
+
+
+def by_backpropagation(
+    network: SpikingNetwork,
+    optimizer: torch.optim.AdamW,
+    spikes: Tensor,
+    labels: Tensor,
+    training: Training,
+    masks: tuple[int, ...],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Learn one batch by backpropagation through time: its loss, and what every population emitted, [T, B, *shape]."""
+    with dropping_out(*masks):
+        emitted, membranes = network.spikes_and_membranes(spikes) if training.pda else (network.spikes(spikes), {})
+    answer = weighted(emitted[network.stages[-1].name], network.time_weights)
+    objective = loss(answer, labels, network.stages[-1].spiking)
+    if training.pda:
+        objective = objective + training.pda * _shift(network, membranes)
+    optimizer.zero_grad()
+    objective.backward()
+    optimizer.step()
+    network.keep_in_range()
+    return objective, emitted
+
+
+def step_by_step(
+    network: SpikingNetwork,
+    optimizer: torch.optim.AdamW,
+    spikes: Tensor,
+    labels: Tensor,
+    training: Training,
+    masks: tuple[int, ...],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The same by OTTT, with only the mean over time of what was emitted, [1, B, *shape], kept."""
+    steps, output, state = len(spikes), network.stages[-1], online.State()
+    objective = torch.zeros(())
+    emitted: dict[str, Tensor] = {}
+    optimizer.zero_grad()
+    for frame in spikes.split(1):
+        with dropping_out(*masks):  # at every step anew, and so the same ones
+            shown, state = online.step(network, frame, state, training.input_trace)
+        of_step = loss_of_step(shown[output.name], labels, output.spiking, training.mse_share) / steps
+        of_step.backward()
+        if training.online == "o":
+            optimizer.step()
+            network.keep_in_range()
+            optimizer.zero_grad()
+        objective = objective + of_step.detach().cpu()
+        emitted = {name: emitted.get(name, 0.0) + out.detach() / steps for name, out in shown.items()}
+    if training.online == "a":
+        optimizer.step()
+        network.keep_in_range()
+    return objective, emitted
+
+
+def _shift(network: SpikingNetwork, membranes: dict[str, Tensor]) -> Tensor:
+    """The mean over populations of how far their membranes are from where a normed input would bring them."""
+    neurons = {stage.name: stage.neuron for stage in network.stages if isinstance(stage.neuron, LIF)}
+    spreads = {name: neuron.threshold * neuron.spread_gain for name, neuron in neurons.items()}
+    return torch.stack([pda(membranes[name], spread) for name, spread in spreads.items()]).mean()
