@@ -205,6 +205,8 @@ def test_ctrl_c_ends_in_one_sentence(tmp_path: Path) -> None:
         (("--set", "deploy.lanes=0"), "lanes is 0"),
         (("--set", "deploy.convolution=conf"), "did you mean 'Conv'?"),
         (("--set", "train.epochs=0"), "epochs = 0"),
+        (("--set", "train.online=b"), "online = 'b'"),
+        (("--set", "train.online=a", "--set", "network.architecture=8-BN-10"), "layer dense1 has a BatchNorm1d"),
         (("--lava-target", "loihi9"), "there is no target 'loihi9'"),
         (("--lava-target", "loihi2-hardware"), "closed extension"),
         (("--config", "nowhere.toml"), "nowhere.toml: cannot be read"),
@@ -347,3 +349,11 @@ def test_richer_networks_go_the_whole_way(tmp_path: Path, architecture: str, set
     done = pipeline("--out", tmp_path, *[part for key in keys for part in ("--set", key)])
     assert (done.returncode, "EQUAL" in done.stdout) == (0, True), done.stderr
     assert (tmp_path / "report.json").is_file()
+
+
+@pytest.mark.parametrize(("online", "reset"), [("a", "hard"), ("o", "soft")])
+def test_networks_trained_online_go_the_whole_way(tmp_path: Path, online: str, reset: str) -> None:
+    keys = ["network.architecture=6C3-WS-AP2-16-WS-10", f"network.reset={reset}", f"train.online={online}"]
+    keys += ["train.mse_share=0.05", "train.learning_rate=0.005", "train.epochs=2", "data.steps=4"]
+    done = pipeline("--out", tmp_path, *[part for key in keys for part in ("--set", key)], *LITTLE_LAVA)
+    assert (done.returncode, "EQUAL" in done.stdout) == (0, True), done.stderr

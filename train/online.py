@@ -118,10 +118,12 @@ def step(
 
 def _arriving(link: Link, spikes: Tensor, trace: Tensor) -> tuple[Tensor, Tensor | None]:
     """Current and bias of spikes [1, B, ...], whose weights learn from the trace and whose spikes get the error."""
-    reached = link.pooled(torch.cat([spikes.detach(), _valued(spikes, trace)]))  # together, for the same dropout
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # forked, so that dropout takes the same from both
+        remembered = link.pooled(trace)
+    reached = link.pooled(spikes)
     with torch.no_grad():
-        value, _ = link.current(reached[:1])
-    current, bias = link.current(reached[1:])
+        value, _ = link.current(reached)
+    current, bias = link.current(_valued(reached, remembered))
     return _valued(current, value), bias
 
 
