@@ -264,10 +264,15 @@ def _summary(folder: RunFolder) -> int:
         table.add_row(f"{pair['a']} = {pair['b']}", *(f"{count:,}" for count in counts))
     console.print(table)
     accuracy = Table()
-    for name, value in verdict["accuracy"].items():
-        if value is not None:
-            accuracy.add_column(f"accuracy {name}", justify="right")
-    accuracy.add_row(*(f"{value:.2%}" for value in verdict["accuracy"].values() if value is not None))
+    shown = [name for name, value in verdict["accuracy"].items() if value is not None]
+    for heading in ("accuracy", *shown):
+        accuracy.add_column(heading, justify="left" if heading == "accuracy" else "right")
+    samples = verdict["samples"]
+    of_rows = [(f"of {samples['compared']:,} compared samples", verdict["accuracy"])]
+    if samples["compared"] < samples["held_out"]:
+        of_rows.append((f"of all {samples['held_out']:,} held-out samples, by the engine", verdict["accuracy_of_all"]))
+    for title, values in of_rows:
+        accuracy.add_row(title, *(f"{values[name]:.2%}" if name in values else "" for name in shown))
     console.print(accuracy)
     for pair in verdict["comparisons"]:
         if pair["first_divergence"]:

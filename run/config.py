@@ -80,7 +80,10 @@ class TrainConfig:
 
     online: "a" or "o" trains online through time, with gradients summed over the steps or applied after each; only
     then does mse_share count, the share of the squared error in the loss, and input_trace, whether the first layer
-    learns from a trace of its input as the others do from theirs."""
+    learns from a trace of its input as the others do from theirs.
+
+    weight_decay: of weights, decoupled. pda: how much the penalty on the distribution of membranes weighs. relu_epochs:
+    for how many epochs a ReLU network of the same parts is trained and then converted; epochs = 0 leaves it at that."""
 
     epochs: int = 40
     batch_size: int = 64
@@ -91,6 +94,7 @@ class TrainConfig:
     input_trace: bool = True
     weight_decay: float = 0.0
     pda: float = 0.0
+    relu_epochs: int = 0
 
 
 @dataclass(frozen=True)

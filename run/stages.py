@@ -68,11 +68,9 @@ def check(config: Config, before: Config | None, on_lava: bool) -> None:
     if on_lava and "lava" in config.deploy.backends:
         check_interpreter(options)
     if before is None or replace(config, deploy=before.deploy) != before:
-        network, training = _network(config), _training(config)
-        if training.online:
-            from train import online
+        from train.trainer import check
 
-            online.check(network)
+        check(_network(config), _training(config))
 
 
 def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
@@ -162,7 +160,7 @@ def verify(config: Config, folder: RunFolder, progress: Progress) -> bool:
     """Compare all recordings pair by pair and write the verdict; True if there was something to do."""
     names = config.deploy.backends
     files = [folder.require(_recording_file(name), "deploy") for name in names]
-    reads = [folder.require(NETWORK, "quantize"), folder.require(INPUTS, "quantize"), folder.require(FLOAT, "quantize")]
+    reads = [folder.require(file, "quantize") for file in (NETWORK, INPUTS, FLOAT, FIDELITY)]
 
     def work() -> None:
         recordings = {name: recording_of(folder, name) for name in names}
@@ -333,11 +331,13 @@ def _verdict(folder: RunFolder, recordings: dict[str, Recording], comparisons: l
 
     network = integer_network.load(folder.path / NETWORK)
     labels = held_out.load(folder.path / INPUTS).labels
+    compared = next(iter(recordings.values())).samples
 
     def accuracy(ran: Recording) -> float:
-        return float((recording.predictions(ran, network) == labels[: ran.samples]).mean())
+        return float((recording.predictions(ran, network)[:compared] == labels[:compared]).mean())
 
     floats = recording.load(folder.path / FLOAT)
+    of_all = json.loads((folder.path / FIDELITY).read_text(encoding="utf-8"))["accuracy"]
     return {
         "equal": all(comparison.equal for comparison in comparisons),
         "comparisons": [comparison.to_json() for comparison in comparisons],
@@ -346,6 +346,8 @@ def _verdict(folder: RunFolder, recordings: dict[str, Recording], comparisons: l
             "integer": accuracy(next(iter(recordings.values()))),
             "lava": accuracy(recordings["lava"]) if "lava" in recordings else None,
         },
+        "samples": {"compared": compared, "held_out": len(labels)},
+        "accuracy_of_all": of_all,
         "hashes": {
             "network": network.hash,
             "recordings": {name: ran.hash for name, ran in recordings.items()},

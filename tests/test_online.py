@@ -94,7 +94,7 @@ def backpropagated(network: SpikingNetwork, spikes: Tensor, labels: Tensor) -> d
         heard = out.detach()
         voltage = kept + bias.detach() - heard
         if readout:
-            out = readout[0].forward({first.name: out[None]})[0]
+            out = readout[0].forward({first.name: out[None]})[0][0]
         total = total + objective(out[None], labels, not readout)
     total.backward()
     return gradients(network)

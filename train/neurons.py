@@ -196,9 +196,6 @@ class LIF(nn.Module):
         if self.k is not None:
             current = self.k * current
             bias, recurrent = (None if x is None else self.k * x for x in (bias, recurrent))
-        width: float | Tensor = self.width
-        if self.width_by == "mpd-agl" and current_spread is not None:
-            width = self._window(len(current), current_spread)
         return lif_scan(
             current,
             bias,
@@ -209,7 +206,7 @@ class LIF(nn.Module):
             floor=self.floor,
             backward=Backward(
                 self.surrogate,
-                width,
+                self.widths(len(current), current_spread),
                 self.mask if self.training else 0.0,
                 self.rescale,
                 self.detach_reset,
@@ -229,10 +226,12 @@ class LIF(nn.Module):
         kept = after_reset(membrane.detach(), threshold=self.threshold, reset=self.reset, floor=self.floor)
         return spikes, kept
 
-    def _window(self, steps: int, current_spread: float) -> Tensor:
-        """Widths [T] of one standard deviation of the voltage to either side of the threshold; at the first step there
-        is nothing to remember."""
-        first = 2 * current_spread * (1.0 if self.k is None else self.k.item())
+    def widths(self, steps: int, current_spread: float | None) -> float | Tensor:
+        """The surrogate's width: one, or with MPD-AGL behind a norm [T], one standard deviation of the voltage to
+        either side of the threshold; at the first step there is nothing to remember."""
+        if self.width_by != "mpd-agl" or current_spread is None:
+            return self.width
+        first = 2 * current_spread * (1.0 if self.k is None else float(self.k))
         widths = torch.full((steps,), first * self.spread_gain)
         widths[0] = first
         return widths.clamp(min=LEAST_WIDTH * self.threshold)

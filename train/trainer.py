@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import torch
 
 from base.errors import UserError
 from base.files import write_text
-from train import online
+from train import conversion, online
 from train.checkpoint import Metrics, identity_of, resume, save_state, save_weights
+from train.conversion import AnalogNetwork, convert
 from train.datasets import Dataset, Samples
 from train.encoding import Encoding, batches, encode
 from train.modes import evaluating
@@ -48,12 +50,13 @@ def fit(
 ) -> Metrics:
     """Train the network in place and leave it in evaluation mode.
 
-    Returns one line of metrics per epoch, with validation accuracy if there is that part.
+    Returns one line of metrics per epoch, with validation accuracy if there is that part; epochs as a ReLU network come
+    first, marked by "relu".
 
     Writes into `folder`, each file whole or not at all: state.safetensors and metrics.jsonl after every epoch,
-    weights.safetensors at the end. Training goes on after the epoch of a state found there if that came from the same
-    initial weights, training samples, encoding, training and `fingerprint`; any other is ignored and written over.
-    `progress` is called after every batch.
+    weights.safetensors at the end; those of a ReLU network into its folder `relu`. Training goes on after the epoch of
+    a state found there if that came from the same initial weights, training samples, encoding, training and
+    `fingerprint`; any other is ignored and written over. `progress` is called after every batch.
     Raises UserError where network and data do not fit, for what cannot be trained online, for a state file that cannot
     be read, and for weights gone NaN.
     """
@@ -62,13 +65,12 @@ def fit(
             f"the network ends with {list(network.stages[-1].output_shape)} neurons, but data set '{dataset.name}' has "
             f"{dataset.classes} classes; end the architecture with {dataset.classes}"
         )
-    if training.online:
-        online.check(network)
-    if training.pda and not any(isinstance(stage.neuron, LIF) for stage in network.stages):
-        raise UserError(
-            f"pda = {training.pda} in a network without LIF neurons: it acts on their membranes; set pda = 0"
-        )
+    check(network, training)
     folder = Path(folder)
+    before: Metrics = []
+    if training.relu_epochs:
+        before = _start_from_relu(network, dataset, encoding, training, folder / "relu", progress)
+        progress = _told(progress, before=training.relu_epochs)
     network.time_weights = torch.ones(encoding.steps) if training.time_weights else None
     optimizer = optimizer_of(network, training)
     identity = identity_of(network, dataset, encoding, training, fingerprint)
@@ -85,10 +87,53 @@ def fit(
             line["width"] = {name: width.item() for name, width in network.learned_widths.items()}
             line["frozen_widths"] = _freeze_settled(network, metrics)
         save_state(folder / "state.safetensors", network, optimizer, identity, metrics)
-        write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
+        _write(before + metrics, folder)
     network.eval()
+    _write(before + metrics, folder)
     save_weights(network, folder / "weights.safetensors")
-    return metrics
+    return before + metrics
+
+
+def check(network: SpikingNetwork, training: Training) -> None:
+    """Raises UserError for a network that cannot be trained so."""
+    if training.online:
+        online.check(network)
+    if training.pda and not any(isinstance(stage.neuron, LIF) for stage in network.stages):
+        raise UserError(
+            f"pda = {training.pda} in a network without LIF neurons: it acts on their membranes; set pda = 0"
+        )
+    if training.relu_epochs:
+        conversion.check(network, converted_only=training.epochs == 0)
+
+
+def _start_from_relu(
+    network: SpikingNetwork,
+    dataset: Dataset,
+    encoding: Encoding,
+    training: Training,
+    folder: Path,
+    progress: Progress | None,
+) -> Metrics:
+    """Train the network's parts with ReLU in place of its neurons, and convert their weights in place."""
+    relu = Training(training.relu_epochs, training.batch_size, training.learning_rate, training.weight_decay)
+    told = _told(progress, after=training.epochs)
+    metrics = fit(AnalogNetwork(network), dataset, encoding, replace(relu, seed=training.seed), folder, told)
+    chosen = np.arange(min(CALIBRATION_SAMPLES, len(dataset.train)))
+    convert(network, encode(dataset.train.values[chosen], chosen, encoding))
+    return [{**line, "relu": True} for line in metrics]
+
+
+def _told(progress: Progress | None, before: int = 0, after: int = 0) -> Progress | None:
+    """The progress of some of the epochs, told as that of all."""
+    if progress is None:
+        return None
+    return lambda batch: progress(
+        {**batch, "epoch": batch["epoch"] + before, "epochs": before + batch["epochs"] + after}
+    )
+
+
+def _write(metrics: Metrics, folder: Path) -> None:
+    write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
 
 
 def evaluate(

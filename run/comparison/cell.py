@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from base.errors import UserError
 from base.files import write_json
@@ -32,7 +31,6 @@ from train.encoding import Encoding, batches, encode_all
 from train.modes import evaluating
 from train.network import SpikingNetwork
 from train.neurons import LIF
-from train.scan import _Neuron, plain_forward
 from train.trainer import evaluate, fit, record
 
 CHECKED_SAMPLES = 4  # on which the engine is held against the reference; the reference is slow
@@ -109,41 +107,16 @@ def measure(config: Config, folder: Path, progress: Progress) -> dict[str, Any]:
 def in_window(network: SpikingNetwork, samples: Samples, encoding: Encoding) -> dict[str, float]:
     """Share of neuron-steps with |v - threshold| < width / 2 by population of LIF neurons, v being the membrane before
     the reset: where the surrogate is near its peak, whatever its shape."""
-    neurons = _neurons(network)
+    neurons = {stage.name: stage for stage in network.stages if isinstance(stage.neuron, LIF)}
     inside, count = dict.fromkeys(neurons, 0), dict.fromkeys(neurons, 0)
     with evaluating(network):
         for _, spikes in batches(samples.values, encoding):
-            for name, membrane in membranes(network, spikes).items():
-                distance = (membrane - neurons[name].threshold).abs()
-                inside[name] += int((distance < neurons[name].width / 2).sum())
-                count[name] += membrane.numel()
+            _, membranes = network.spikes_and_membranes(spikes)
+            for name, stage in neurons.items():
+                assert isinstance(stage.neuron, LIF)
+                distance = (membranes[name] - stage.neuron.threshold).abs()
+                widths = torch.as_tensor(stage.neuron.widths(len(distance), stage.current_spread))
+                within = distance < widths.view(-1, *[1] * (distance.dim() - 1)) / 2
+                inside[name] += int(within.sum())
+                count[name] += within.numel()
     return {name: inside[name] / count[name] for name in neurons}
-
-
-def membranes(network: SpikingNetwork, spikes: Tensor) -> dict[str, Tensor]:
-    """Membranes before the reset of every population of LIF neurons by name, float [T, B, *shape]."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str, neuron: LIF, current: Tensor, bias: Tensor | None, recurrent: Tensor | None = None) -> None:
-        flat_bias, alpha, beta = (
-            torch.as_tensor(0.0 if x is None else x, dtype=current.dtype).expand(current.shape[1:]).reshape(-1)
-            for x in (bias, neuron.alpha, neuron.beta)
-        )
-        rules = _Neuron(alpha, beta, neuron.threshold, neuron.reset == "hard", neuron.floor)
-        _, membrane = plain_forward(current.reshape(len(current), -1), flat_bias, rules, recurrent)
-        found[name] = membrane.view(current.shape)
-
-    def hook(name: str) -> Callable[[Any, Any], None]:
-        return lambda neuron, arguments: keep(name, neuron, *arguments)
-
-    hooks = [neuron.register_forward_pre_hook(hook(name)) for name, neuron in _neurons(network).items()]
-    try:
-        network(spikes)
-    finally:
-        for registered in hooks:
-            registered.remove()
-    return found
-
-
-def _neurons(network: SpikingNetwork) -> dict[str, LIF]:
-    return {stage.name: stage.neuron for stage in network.stages if isinstance(stage.neuron, LIF)}
