@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from base.errors import UserError
+from deploy.lava.graph import lags
 from quantize import reference
 from quantize.arithmetic import (
     DECAY_BITS,
@@ -36,8 +38,9 @@ class Departure:
     """One rule changed, all others as in the contract; `text` says the change as a finding about the side that made it.
 
     `current` holds the rules of u, `voltage` those of v and the spike; `neuron` gives arguments of `lif_step` that
-    differ; `late(depth)` is by how many steps a population's recording lags; with `early`, a population at depth k runs
-    k steps before its window, as in Lava without a reset; with `uncleared`, samples run on into each other.
+    differ; `late(lag)` is by how many steps a population's recording is late that lags so far in Lava; with `early`,
+    one that lags k steps runs k steps before its window, as in Lava without a reset; with `uncleared`, samples run on
+    into each other.
     """
 
     text: str
@@ -51,7 +54,7 @@ class Departure:
     biases_current: bool = False
     clears_current: bool = False
     early: bool = False
-    late: Callable[[int], int] = lambda depth: 0
+    late: Callable[[int], int] = lambda lag: 0
     uncleared: bool = False
 
 
@@ -65,7 +68,8 @@ def run(
 
     Returns spikes, u and v [T, 1, *shape] of every population.
     """
-    window, lead = len(inputs), max(network.depth.values())
+    lag_of = _lags(network)
+    window, lead = len(inputs), max(lag_of.values())
     first = 0 if departure.uncleared else sample
     stream = departure.inputs(inputs[:, first : sample + 1]).swapaxes(0, 1).reshape(-1, 1, *network.input_shape)
     steps = lead + len(stream)
@@ -76,7 +80,7 @@ def run(
     sources = {INPUT: np.concatenate([np.zeros((lead, *stream.shape[1:]), stream.dtype), stream]), **emitted}
     for t in range(steps):
         for name, rule in rule_of.items():
-            if t < lead - (network.depth[name] if rule.early else 0):
+            if t < lead - (lag_of[name] if rule.early else 0):
                 continue
             population = network.with_bias(name, sources[INPUT][t, 0])
             total = np.zeros((1, *population.shape), np.int64)
@@ -91,7 +95,7 @@ def run(
     recorded = {
         name: slice(steps - window - lag, steps - lag)
         for name, rule in rule_of.items()
-        for lag in [rule.late(network.depth[name])]
+        for lag in [rule.late(lag_of[name])]
     }
     return Recording(
         departure.text,
@@ -101,6 +105,14 @@ def run(
         {name: trace[recorded[name]].astype(np.int32) for name, trace in u.items()},
         {name: trace[recorded[name]].astype(np.int32) for name, trace in v.items()},
     )
+
+
+def _lags(network: IntegerNetwork) -> dict[str, int]:
+    """By how many steps each population lags in Lava; not at all in a network that Lava cannot run."""
+    try:
+        return lags(network)
+    except UserError:
+        return dict.fromkeys(network.order, 0)
 
 
 def voltage_before_reset(population: Population, u: np.ndarray, v_before: np.ndarray) -> np.ndarray:
@@ -270,13 +282,13 @@ DEPARTURES: tuple[Departure, ...] = (
     Departure("the input arrives one step late", inputs=lambda inputs: _shifted(inputs, 1)),
     Departure("the input arrives one step early", inputs=lambda inputs: _shifted(inputs, -1)),
     Departure("a connection's delay is one step too long", extra_delay=1),
-    Departure("Lava's lag of one step per connection is not undone", late=lambda depth: depth),
-    Departure("Lava's lag of one step per connection is undone one step short", late=lambda depth: 1),
-    Departure("Lava's lag is undone for the first connection only", late=lambda depth: depth - 1),
+    Departure("Lava's lag of one step per connection is not undone", late=lambda lag: lag),
+    Departure("Lava's lag of one step per connection is undone one step short", late=lambda lag: 1),
+    Departure("Lava's lag is undone for the first connection only", late=lambda lag: max(lag - 1, 0)),
     Departure(
         "Lava's lag of one step per connection is not undone, and the bias acts before a population's first step",
         early=True,
-        late=lambda depth: depth,
+        late=lambda lag: lag,
     ),
     Departure("the state is not cleared between samples", uncleared=True),
 )

@@ -295,14 +295,6 @@ class IntegerNetwork:
         return tuple(ordered)
 
     @cached_property
-    def depth(self) -> dict[str, int]:
-        """Connections on the longest undelayed way from the input: by so many steps the population lags in Lava."""
-        depth = {INPUT: 0}
-        for name in self.order:
-            depth[name] = 1 + max((depth[c.source] for c in self.into(name) if c.delay == 0), default=0)
-        return depth
-
-    @cached_property
     def hash(self) -> str:
         """SHA-256 over everything that the network computes with."""
         return archive.content_hash(*_pack(self))
