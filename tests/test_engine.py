@@ -24,7 +24,7 @@ def assert_equal(a: Recording, b: Recording) -> None:
 
 
 @given(networks(cycles=True, readouts=True))
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 def test_engine_equals_reference_on_random_networks(case: Any) -> None:
     network, inputs = case
     assert_equal(reference.run(network, inputs, states=2), engine.run(network, inputs, states=2))
@@ -32,7 +32,7 @@ def test_engine_equals_reference_on_random_networks(case: Any) -> None:
 
 @pytest.mark.smoke
 @given(networks(cycles=True, readouts=True))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 def test_engine_cut_into_small_batches_equals_reference(case: Any) -> None:
     network, inputs = case
     with pytest.MonkeyPatch.context() as patch:

@@ -31,7 +31,7 @@ def double_sum(a, b, tau):
 
 
 @pytest.mark.smoke
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(train, train, st.floats(0.5, 20))
 def test_van_rossum_distance_is_the_continuous_integral(a, b, tau):
     found = van_rossum(np.array(a, np.uint8)[:, None], np.array(b, np.uint8)[:, None], tau)

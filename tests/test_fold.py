@@ -28,7 +28,7 @@ def current(network: SpikingNetwork, maps: torch.Tensor) -> torch.Tensor:
 
 
 @given(st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_pooled_convolution_equals_one_strided_convolution(data: st.DataObject) -> None:
     draw = data.draw
     window, channels, groups = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 2))

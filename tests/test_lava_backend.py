@@ -121,7 +121,6 @@ def test_the_simulator_equals_the_reference() -> None:
 @given(networks(), st.sampled_from([1, 3]), st.sampled_from(["Sparse", "Conv"]), st.sampled_from(backend.SIMULATORS))
 @settings(
     max_examples=20,
-    deadline=None,
     derandomize=True,
     database=None,
     phases=[Phase.generate],
@@ -140,7 +139,6 @@ def test_random_networks_equal_reference_and_models(
 @given(networks(cycles=True, readouts=True), st.sampled_from([1, 3]), st.sampled_from(["Sparse", "Conv"]))
 @settings(
     max_examples=15,
-    deadline=None,
     derandomize=True,
     database=None,
     phases=[Phase.generate],

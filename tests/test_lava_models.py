@@ -21,7 +21,7 @@ from quantize import arithmetic, reference
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 from quantize.recording import Recording
 
-relaxed = settings(deadline=None, suppress_health_check=list(HealthCheck))
+relaxed = settings(suppress_health_check=list(HealthCheck))
 NETWORK_STATES = 2
 
 

@@ -24,7 +24,7 @@ def layer(weight: np.ndarray, bias: float = 0.0, **changes: object) -> FoldedLay
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3), st.floats(0, 0.99), st.sampled_from([1, 4, 8]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_input_overflows_what_was_quantized(seed: int, size: float, alpha: float, bits: int) -> None:
     """The strongest constant input into every neuron, either way: activations keep 16 bits, no current wraps."""
     top = (1 << bits) - 1
@@ -100,7 +100,7 @@ sizes = st.lists(st.floats(1e-4, 1e4), min_size=2, max_size=4)
 
 
 @given(st.integers(0, 2**32 - 1), sizes, st.sampled_from([0.0, 0.8]), st.sampled_from([1, 4]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_connections_into_one_population_share_its_grid(seed: int, each: list[float], alpha: float, bits: int) -> None:
     rng = np.random.default_rng(seed)
     joined = tuple(FoldedConnection(INPUT, rng.normal(size=(4, 9)) * size) for size in each)
@@ -118,7 +118,7 @@ def test_connections_into_one_population_share_its_grid(seed: int, each: list[fl
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.1, 10), st.floats(0, 0.99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_input_and_no_recurrence_overflow_what_was_quantized(seed: int, ratio: float, alpha: float) -> None:
     rng = np.random.default_rng(seed)
     pair = (
@@ -154,7 +154,7 @@ def test_a_decay_outside_the_range_is_named_even_in_an_array() -> None:
     st.sampled_from([1, 4, 8]),
     st.sampled_from([(), (1, 2, 2)]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_strongest_input_all_but_fills_the_bias(
     seed: int, size: float, ratio: float, bits: int, kernel: tuple[int, ...]
 ) -> None:

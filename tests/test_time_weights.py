@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -50,7 +50,6 @@ def trained(request, few, tmp_path_factory):
     return network, fit(network, few, ENCODING, TRAINING, folder), folder
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 60), min_size=6, max_size=6), max_size=30))
 def test_weights_keep_mean_one_whatever_the_answers(epochs):
     weights = torch.ones(6)

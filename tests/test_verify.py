@@ -63,7 +63,7 @@ places = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(places, st.sampled_from([("first", "second"), ("second", "first")]))
 def test_first_divergence_is_the_least_in_sample_step_population_quantity_neuron(drawn, order):
     cut = [(q, p, index if p == "first" else index[:3]) for q, p, index in drawn]

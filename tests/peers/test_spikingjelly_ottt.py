@@ -18,6 +18,7 @@ from train.network import SpikingNetwork
 from train.neurons import LIF
 from train.parts import ScaledWS
 
+pytestmark = pytest.mark.peers
 layer, neuron, learning = (
     pytest.importorskip(f"spikingjelly.activation_based.{name}", exc_type=ImportError)
     for name in ("layer", "neuron", "learning")
