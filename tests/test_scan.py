@@ -7,7 +7,7 @@ import torch
 
 from base.errors import UserError
 from train.neurons import LIF
-from train.scan import _Neuron, _Slope, fused_backward, fused_forward, lif_scan, plain_backward, plain_forward
+from train.scan import Neuron, _Slope, fused_backward, fused_forward, lif_scan, plain_backward, plain_forward
 from train.surrogates import SURROGATES, Backward, surrogate
 
 MODES = list(itertools.product((0.0, 0.6), ("hard", "soft"), (False, True)))
@@ -131,7 +131,7 @@ def test_decays_and_recurrent_weights_get_the_gradient_of_autograd(reset, floor,
 @pytest.mark.parametrize(("reset", "floor"), RESETS)
 def test_fused_kernels_equal_their_twins_with_decays_of_every_neuron(reset, floor):
     alpha, beta = torch.rand(2, 1500, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
-    neuron = _Neuron(alpha, beta, 0.9, reset == "hard", floor)
+    neuron = Neuron(alpha, beta, 0.9, reset == "hard", floor)
     current, bias, grad = random_case(4, (12, 1500), (1500,), torch.float32)
     spikes, membrane = fused_forward(current, bias, neuron)
     assert all(map(torch.equal, (spikes, membrane), plain_forward(current, bias, neuron)))
@@ -165,7 +165,7 @@ def test_a_neuron_without_synaptic_current_or_leak_stays_so():
 @pytest.mark.parametrize(("alpha", "reset", "floor"), MODES)
 @pytest.mark.parametrize("neurons", [1, 37, 1024, 5001])
 def test_fused_kernels_equal_their_plain_twins_bit_for_bit(alpha, reset, floor, neurons):
-    neuron = _Neuron(alpha, 0.9, 1.1, reset == "hard", floor)
+    neuron = Neuron(alpha, 0.9, 1.1, reset == "hard", floor)
     for seed, steps in ((0, 1), (1, 2), (2, 33)):
         current, bias, grad = random_case(seed, (steps, neurons), (neurons,), torch.float32)
         spikes, membrane = fused_forward(current, bias, neuron)
@@ -204,7 +204,7 @@ def test_every_backward_equals_its_plain_twin(shape, width, reset):
     grad_membrane = random_case(7, (9, 1100), None, torch.float32)[2]
     widths = torch.as_tensor(width_of(width, 9, torch.float32)).detach().expand(9)
     for options, floor, looked_at in itertools.product(BACKWARDS, (False, True), (False, True)):
-        neuron = _Neuron(0.3, 0.85, 0.8, reset == "hard", floor)
+        neuron = Neuron(0.3, 0.85, 0.8, reset == "hard", floor)
         membrane = fused_forward(current, bias, neuron)[1]
         how = Backward(shape, 1.0, **options)
         slope = _Slope(how, widths, how.draw(membrane.shape), learned=width == "learned")
@@ -271,7 +271,7 @@ def test_a_gradient_of_the_membrane_alone_reaches_the_current():
 
 
 def test_threads_do_not_change_a_bit():
-    neuron = _Neuron(0.5, 0.9, 1.0, True, False)
+    neuron = Neuron(0.5, 0.9, 1.0, True, False)
     current, bias, _ = random_case(5, (16, 40_000), (40_000,), torch.float32)
     before = torch.get_num_threads()
     results = []

@@ -59,6 +59,7 @@ class AnalogNetwork(SpikingNetwork):
     def __init__(self, network: SpikingNetwork) -> None:
         nn.Module.__init__(self)
         self.input_shape, self.payload_bits = network.input_shape, network.payload_bits
+        self.input_unit = network.input_unit
         self.input_is_bias = False
         self.parts, self.time_weights = network, None
         *hidden, last = network.stages

@@ -17,7 +17,7 @@ from train.neurons import LIF
 from train.parts import with_names
 from train.shapes import Shape
 from train.tracing import trace
-from train.wiring import INPUT, biased_by_input, unchanging, wire
+from train.wiring import INPUT, Stage, biased_by_input, unchanging, wire
 
 
 class SpikingNetwork(nn.Module):
@@ -45,6 +45,7 @@ class SpikingNetwork(nn.Module):
         super().__init__()
         self.input_shape: Shape = tuple(input_shape)
         self.payload_bits = payload_bits
+        self.input_unit = 1 / (2**payload_bits - 1)
         self.input_is_bias = input_is_bias
         self.time_weights: Tensor | None
         self.register_buffer("time_weights", None)
@@ -108,7 +109,7 @@ class SpikingNetwork(nn.Module):
         return {name: out.to(torch.uint8) if name in spiking else out for name, out, _ in self._run(spikes)}
 
     def read(self, spikes: Tensor) -> Tensor:
-        """Input [T, B, *input_shape] as links read it: of the weights' kind, and multiplied into the range 0 to 1."""
+        """Input [T, B, *input_shape] as links read it: of the weights' kind, and multiplied by the input's unit."""
         if spikes.shape[2:] != self.input_shape:
             raise UserError(
                 f"input of shape {tuple(spikes.shape)} does not fit the network: expected [T, B, "
@@ -119,13 +120,17 @@ class SpikingNetwork(nn.Module):
             raise UserError("input that changes over time cannot be a bias; show the same values at every step")
         shown = spikes[:1] if unchanging(spikes) or self.input_is_bias else spikes
         signal = shown.to(weight.device, weight.dtype)
-        if self.payload_bits > 1:
-            signal = signal * (1 / (2**self.payload_bits - 1))
+        if self.input_unit != 1:
+            signal = signal * self.input_unit
         return signal.expand(len(spikes), *signal.shape[1:])
+
+    def prepared(self) -> tuple[Stage, ...]:
+        """The stages as they run now."""
+        return self.stages
 
     def _run(self, spikes: Tensor) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         signals = {INPUT: self.read(spikes)}
-        for index, stage in enumerate(self.stages):
+        for index, stage in enumerate(self.prepared()):
             signals[stage.name], membrane = stage.forward(signals)
             yield stage.name, signals[stage.name], membrane
             wanted = {link.source for later in self.stages[index + 1 :] for link in later.links}

@@ -204,15 +204,19 @@ class LIF(nn.Module):
             threshold=self.threshold,
             reset=self.reset,
             floor=self.floor,
-            backward=Backward(
-                self.surrogate,
-                self.widths(len(current), current_spread),
-                self.mask if self.training else 0.0,
-                self.rescale,
-                self.detach_reset,
-                dead_below_zero=self.k is not None,
-            ),
+            backward=self.backward(len(current), current_spread),
             recurrent=recurrent,
+        )
+
+    def backward(self, steps: int, current_spread: float | None) -> Backward:
+        """What stands for the derivative of these neurons' spikes over so many steps."""
+        return Backward(
+            self.surrogate,
+            self.widths(steps, current_spread),
+            self.mask if self.training else 0.0,
+            self.rescale,
+            self.detach_reset,
+            dead_below_zero=self.k is not None,
         )
 
     def step(self, current: Tensor, bias: Tensor | None, voltage: Tensor | float) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from base.errors import UserError
 from train.network import SpikingNetwork
 from train.neurons import LIF
 from train.parts import Readout, ScaledWS
+from train.surrogates import valued
 from train.wiring import INPUT, Link, added
 
 
@@ -107,7 +108,7 @@ def step(
         if stage.recurrent is not None:
             silence = torch.zeros_like(current)
             heard, remembered = before.spikes.get(name, silence), before.traces.get((name, leak), silence)
-            current = current + _valued(F.linear(remembered, stage.recurrent), F.linear(heard, stage.recurrent))
+            current = current + valued(F.linear(remembered, stage.recurrent), F.linear(heard, stage.recurrent))
         signals[name], after.voltages[name] = neuron.step(current, bias, before.voltages.get(name, 0.0))
         if stage.recurrent is not None:
             after.spikes[name] = signals[name].detach()
@@ -123,10 +124,5 @@ def _arriving(link: Link, spikes: Tensor, trace: Tensor) -> tuple[Tensor, Tensor
     reached = link.pooled(spikes)
     with torch.no_grad():
         value, _ = link.current(reached)
-    current, bias = link.current(_valued(reached, remembered))
-    return _valued(current, value), bias
-
-
-def _valued(graph: Tensor, value: Tensor) -> Tensor:
-    """The value, exactly, with the gradient of `graph`."""
-    return value.detach() + (graph - graph.detach())
+    current, bias = link.current(valued(reached, remembered))
+    return valued(current, value), bias

@@ -14,9 +14,9 @@ from train.neurons import LIF
 
 
 class SumPool2d(nn.Module):
-    """Sum over non-overlapping windows of size by size neurons: [N, C, H, W] -> [N, C, H / size, W / size]."""
+    """Sum over non-overlapping windows of size (by size) neurons: [N, C, H, W] -> [N, C, H / size, W / size]."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int | tuple[int, int]) -> None:
         super().__init__()
         self.kernel_size = self.stride = size
 

@@ -34,7 +34,9 @@ WORTH_A_THREAD = 1 << 16  # state updates below which handing work to another th
 Share = float | Tensor  # of current or voltage kept per step: one for all neurons, or [M], one for each
 
 
-class _Neuron(NamedTuple):
+class Neuron(NamedTuple):
+    """Shares, and threshold, of flattened neurons."""
+
     alpha: Share
     beta: Share
     threshold: float
@@ -59,6 +61,9 @@ class _Gradients(NamedTuple):
     width: Tensor | None
 
 
+Forward = Callable[[Tensor, Tensor, Neuron, Tensor | None], tuple[Tensor, Tensor]]
+
+
 def lif_scan(
     current: Tensor,
     bias: Tensor | None,
@@ -70,6 +75,7 @@ def lif_scan(
     floor: bool,
     backward: Backward,
     recurrent: Tensor | None = None,
+    forward: Forward | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Spikes (0 or 1, in the current's dtype) of neurons that start from u = v = 0, and their membranes.
 
@@ -90,14 +96,19 @@ def lif_scan(
     A width that is learned gets -(v - threshold) / width * h times the gradient of s, through the reset too, as if s
     were h's primitive (after PSG, arXiv 2304.13289): the mean over neurons and steps, since the sum would grow with the
     layer.
+
+    forward: what computes the steps in another arithmetic, like `plain_forward`; None for this one in floats. The
+    backward pass is the same, on the membranes that it returns.
     """
     constants = (threshold, reset == "hard", floor)
-    return _Scan.apply(current, bias, alpha, beta, recurrent, backward.width, backward, constants)
+    return _Scan.apply(
+        current, bias, alpha, beta, recurrent, backward.width, backward, constants, forward or float_forward
+    )
 
 
 def after_reset(membrane: Tensor, *, threshold: float, reset: Reset, floor: bool) -> Tensor:
     """The voltage that neurons keep of their membrane, the one that decided whether they spike."""
-    return _after_reset(membrane, _Neuron(0.0, 0.0, threshold, reset == "hard", floor))
+    return _after_reset(membrane, Neuron(0.0, 0.0, threshold, reset == "hard", floor))
 
 
 class _Scan(torch.autograd.Function):
@@ -112,6 +123,7 @@ class _Scan(torch.autograd.Function):
         width: float | Tensor,
         backward: Backward,
         constants: tuple[float, bool, bool],
+        forward: Forward,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)  # a membrane that nothing looks at costs nothing
         flat, shape = current.reshape(len(current), -1), current.shape[1:]
@@ -121,11 +133,8 @@ class _Scan(torch.autograd.Function):
             .reshape(-1)
             for x in (bias, alpha, beta)
         )
-        neuron = _Neuron(flat_alpha, flat_beta, *constants)
-        if recurrent is None and _fusible(flat):
-            spikes, membrane = fused_forward(flat, flat_bias, neuron)
-        else:
-            spikes, membrane = plain_forward(flat, flat_bias, neuron, recurrent)
+        neuron = Neuron(flat_alpha, flat_beta, *constants)
+        spikes, membrane = forward(flat, flat_bias, neuron, recurrent)
         widths = torch.as_tensor(width, dtype=current.dtype, device=current.device).expand(len(flat))
         kept = backward.draw(flat.shape) if any(ctx.needs_input_grad) else None
         kept = None if kept is None else kept.to(current.device)
@@ -138,12 +147,12 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         membrane, flat_bias, alpha, beta, widths, kept, recurrent, heard = ctx.saved_tensors
-        neuron = _Neuron(alpha, beta, *ctx.constants)
+        neuron = Neuron(alpha, beta, *ctx.constants)
         slope = _Slope(ctx.how, widths, kept, learned=ctx.needs_input_grad[5])
         grad_spikes, grad_membrane = (None if grad is None else grad.reshape(membrane.shape) for grad in grads)
         if grad_spikes is None:
             grad_spikes = torch.zeros_like(membrane)
-        if recurrent is None and _fusible(membrane):
+        if recurrent is None and fusible(membrane):
             found = fused_backward(grad_spikes, grad_membrane, membrane, neuron, slope)
         else:
             found = plain_backward(grad_spikes, grad_membrane, membrane, neuron, slope, recurrent)
@@ -158,10 +167,10 @@ class _Scan(torch.autograd.Function):
         if recurrent is not None:
             neurons = len(recurrent)
             grad_recurrent = found.current[1:].reshape(-1, neurons).T @ heard[:-1].reshape(-1, neurons)
-        return found.current.view(ctx.shape), *back, grad_recurrent, found.width, None, None
+        return found.current.view(ctx.shape), *back, grad_recurrent, found.width, None, None, None
 
 
-def share_gradients(grad_current: Tensor, membrane: Tensor, bias: Tensor, neuron: _Neuron) -> tuple[Tensor, Tensor]:
+def share_gradients(grad_current: Tensor, membrane: Tensor, bias: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor]:
     """Gradients of alpha and of beta, [M] each, from gradients of the current and membranes, [T, M] each.
 
     d alpha = sum of du[t] * u[t-1] and d beta = sum of dv[t] * v[t-1], v after the reset; u, v and dv follow from what
@@ -175,13 +184,20 @@ def share_gradients(grad_current: Tensor, membrane: Tensor, bias: Tensor, neuron
     return (grad_current[1:] * u[:-1]).sum(0), (grad_v * after).sum(0)
 
 
-def _after_reset(membrane: Tensor, neuron: _Neuron) -> Tensor:
+def _after_reset(membrane: Tensor, neuron: Neuron) -> Tensor:
     v = membrane.clamp(min=0) if neuron.floor else membrane
     return torch.where(membrane > neuron.threshold, 0.0 if neuron.hard else v - neuron.threshold, v)
 
 
+def float_forward(current: Tensor, bias: Tensor, neuron: Neuron, recurrent: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`plain_forward`, fused where that is possible."""
+    if recurrent is None and fusible(current):
+        return fused_forward(current, bias, neuron)
+    return plain_forward(current, bias, neuron, recurrent)
+
+
 def plain_forward(
-    current: Tensor, bias: Tensor, neuron: _Neuron, recurrent: Tensor | None = None
+    current: Tensor, bias: Tensor, neuron: Neuron, recurrent: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Spikes, and membranes before floor and reset, [T, M] each, of current [T, M] and bias [M]; on any device.
 
@@ -204,7 +220,7 @@ def plain_backward(
     grad_spikes: Tensor,
     grad_membrane: Tensor | None,
     membrane: Tensor,
-    neuron: _Neuron,
+    neuron: Neuron,
     slope: _Slope,
     recurrent: Tensor | None = None,
 ) -> _Gradients:
@@ -234,16 +250,18 @@ def plain_backward(
     return _Gradients(grad_current, grad_bias, grad_width)
 
 
-def fused_forward(current: Tensor, bias: Tensor, neuron: _Neuron) -> tuple[Tensor, Tensor]:
-    """`plain_forward` in one pass over memory; float32 on the CPU."""
+def fused_forward(
+    current: Tensor, bias: Tensor, neuron: Neuron, kernel: Callable[..., None] | None = None
+) -> tuple[Tensor, Tensor]:
+    """`plain_forward`, or what another kernel computes, in one pass over memory; float32 on the CPU."""
     spikes, membranes = torch.empty_like(current), torch.empty_like(current)
     arrays = [tensor.detach().contiguous().numpy() for tensor in (current, bias)] + [spikes.numpy(), membranes.numpy()]
-    _over_neurons(_forward_kernel, current, *arrays, *_constants(neuron, current.shape[1]))
+    _over_neurons(kernel or _forward_kernel, current, *arrays, *_constants(neuron, current.shape[1]))
     return spikes, membranes
 
 
 def fused_backward(
-    grad_spikes: Tensor, grad_membrane: Tensor | None, membrane: Tensor, neuron: _Neuron, slope: _Slope
+    grad_spikes: Tensor, grad_membrane: Tensor | None, membrane: Tensor, neuron: Neuron, slope: _Slope
 ) -> _Gradients:
     """`plain_backward` in one pass over memory, h computed on the way; float32 on the CPU."""
     how = slope.backward
@@ -260,11 +278,11 @@ def fused_backward(
     return _Gradients(grad_current, grad_bias, grad_width)
 
 
-def _fusible(tensor: Tensor) -> bool:
+def fusible(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
-def _constants(neuron: _Neuron, neurons: int) -> tuple[np.ndarray, np.ndarray, np.float32, bool, bool]:
+def _constants(neuron: Neuron, neurons: int) -> tuple[np.ndarray, np.ndarray, np.float32, bool, bool]:
     # torch multiplies a float32 tensor by a Python number in float32; Numba would go through float64 for a float64 one.
     alpha, beta = (torch.as_tensor(share, dtype=torch.float32).detach() for share in (neuron.alpha, neuron.beta))
     shares = [share.expand(neurons).contiguous().numpy() for share in (alpha, beta)]

@@ -67,6 +67,11 @@ def surrogate(name: str) -> Surrogate:
     return SURROGATES[name]
 
 
+def valued(graph: Tensor, value: Tensor) -> Tensor:
+    """The value, exactly, with the gradient of `graph`: what is straight-through where `value` is `graph` rounded."""
+    return value.detach() + (graph - graph.detach())
+
+
 @dataclass(frozen=True, eq=False)
 class Backward:
     """What a layer's backward pass takes for the derivative of its spikes. The forward pass knows nothing of it.

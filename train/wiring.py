@@ -69,7 +69,7 @@ class Link:
 
     def current(self, pooled: Tensor) -> tuple[Tensor, Tensor | None]:
         """Current [T, B, *shape] of what reaches the synapse, and the voltage's bias."""
-        current, bias = self._conducted(pooled.flatten(0, 1)), getattr(self.synapse, "bias", None)
+        current, bias = self.conducted(pooled.flatten(0, 1)), getattr(self.synapse, "bias", None)
         dimensions = current.dim() - 1
         if isinstance(self.norm, Norm):
             gain, offset = batch_affine(self.norm, current) if self.norm.training else running_affine(self.norm)
@@ -84,15 +84,19 @@ class Link:
             return weight
         return self.norm(weight) * (1.0 if self.source == INPUT else SPIKE_SCALE)
 
-    def _conducted(self, maps: Tensor) -> Tensor:
+    def conducted(self, maps: Tensor, weight: Tensor | None = None) -> Tensor:
+        """What the synapse alone makes of maps [N, ...], perhaps by weights that stand in for its own."""
         synapse = self.synapse
+        if isinstance(synapse, nn.MaxPool2d):
+            return synapse(maps)
+        if weight is None:
+            weight = self.standardised(synapse.get_parameter("weight"))
         if isinstance(synapse, nn.Linear):
-            return F.linear(maps, self.standardised(synapse.weight))
+            return F.linear(maps, weight)
         if isinstance(synapse, nn.Conv2d):
             assert not isinstance(synapse.padding, str)
-            weight, geometry = self.standardised(synapse.weight), (synapse.stride, synapse.padding, synapse.dilation)
-            return F.conv2d(maps, weight, None, *geometry, synapse.groups)
-        return synapse(maps)
+            return F.conv2d(maps, weight, None, synapse.stride, synapse.padding, synapse.dilation, synapse.groups)
+        return maps * over_channels(weight, maps.dim() - 1)
 
 
 def unchanging(spikes: Tensor) -> bool:
