@@ -105,7 +105,7 @@ def _share(layer: str, what: str, share: float | torch.Tensor) -> float | np.nda
 
 def _fold_link(layer: str, link: Link, shape: tuple[int, ...]) -> tuple[FoldedConnection, np.ndarray]:
     """The link as one connection, and what it adds to the bias [O]."""
-    synapse, (window, share) = link.synapse, _pooling(link)
+    synapse, (window, share) = link.synapse, pooling(link)
     if isinstance(synapse, nn.MaxPool2d):
         return FoldedConnection(link.source, *_or(synapse, shape[0])), np.zeros(shape[0])
     assert isinstance(synapse, (nn.Linear, nn.Conv2d, Skip))
@@ -145,7 +145,7 @@ def _depthwise(
     return kernel, {"stride": stride, "padding": padding, "dilation": dilation, "groups": len(kernel)}
 
 
-def _pooling(link: Link) -> tuple[Pair, float]:
+def pooling(link: Link) -> tuple[Pair, float]:
     """Window of all the link's poolings together, and the share each pooled spike has in their output."""
     height, width, share = 1, 1, 1.0
     for part in link.before:
@@ -179,6 +179,22 @@ def _dense_after_pooling(weight: np.ndarray, source: tuple[int, ...], window: Pa
     channels, height, width = source
     maps = weight.reshape(len(weight), channels, height // window[0], width // window[1])
     return np.kron(maps, np.ones(window)).reshape(len(weight), -1)
+
+
+def unfolded(link: Link, weight: np.ndarray) -> np.ndarray:
+    """A folded connection's weights in the shape of the link's synapse again: one of the equal ones of each window."""
+    (height, width), _ = pooling(link)
+    synapse = link.synapse
+    if isinstance(synapse, nn.Conv2d):
+        down, right = _pair(synapse.dilation) if (height, width) != (1, 1) else (1, 1)
+        return weight[:, :, :: down * height, :: right * width]
+    if weight.ndim == 4:
+        return weight[:, 0, 0, 0]
+    if (height, width) != (1, 1):
+        channels, rows, columns = link.input_shape
+        maps = weight.reshape(len(weight), channels, rows, columns)
+        weight = maps[:, :, ::height, ::width].reshape(len(weight), -1)
+    return np.diagonal(weight) if isinstance(synapse, Skip) else weight
 
 
 def _pair(value: Any) -> Pair:

@@ -1,0 +1,217 @@
+"""Training whose forward pass is the chip's arithmetic: what it learns, the integers do, spike by spike.
+
+Before every forward pass the weights are folded and quantized as for the chip, by the same two functions. Synapses and
+neurons then compute with these integers, in floats that hold them exactly, in units of activation (64 of the state):
+
+    forward     docs/arithmetic.md, "One step"; dropout's scaled sums are rounded down like shifted ones
+    backward    the surrogate's, on the membranes v / 64, its width times the population's scale; what is rounded,
+                weights, biases, decays and shifted sums, passes its gradient straight through (Bengio et al.,
+                arXiv 1308.3432), and the scale counts as a constant
+
+Norms use the statistics that they remember, which stay as they are; their gains and offsets are trained.
+float32 is exact: `scales.quantize` lets no activation leave 16 bits, at 8 bits of fraction or less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from base.errors import UserError
+from quantize.arithmetic import CURRENT_DECAY_OFFSET, DECAY_UNITY, STATE_LIMIT, STATE_SHIFT
+from quantize.fold import fold, pooling, unfolded
+from quantize.integer_network import Connection, IntegerNetwork
+from quantize.scales import quantize
+from train.network import SpikingNetwork
+from train.neurons import LIF
+from train.parts import SumPool2d, over_channels, running_affine
+from train.scan import TILE, Neuron, fused_forward, fusible, lif_scan
+from train.surrogates import valued
+from train.wiring import Link, Norm, Stage, added, unchanging
+
+STATE_UNIT = 1 << STATE_SHIFT
+
+
+class AwareNetwork(SpikingNetwork):
+    """The parts of a spiking network, the same modules by the same names, that run as the integers they would become.
+
+    A readout's currents are the integers divided by 64 and by its population's scale. Raises UserError for a network
+    whose input is a bias; its forward pass as `fold` and `quantize` do.
+    """
+
+    def __init__(self, network: SpikingNetwork) -> None:
+        nn.Module.__init__(self)
+        if network.input_is_bias:
+            raise UserError(
+                f"layer {network.stages[0].name} takes the input as a bias, which aware training does not know; set "
+                "direct = 'graded', or aware_epochs = 0"
+            )
+        self.input_shape, self.payload_bits, self.input_is_bias = network.input_shape, network.payload_bits, False
+        self.input_unit = 1.0
+        self.register_buffer("time_weights", network.time_weights)
+        self.stages = network.stages
+        for name, part in network.named_children():
+            self.add_module(name, part)
+
+    def prepared(self) -> tuple[Stage, ...]:
+        """The stages with the integers of the present weights."""
+        integers, rows = quantize(fold(self), self.input_shape, self.payload_bits)
+        scales = {row["population"]: row["scale"] for row in rows}
+        return tuple(
+            stage if stage.neuron is None else _IntegerStage(**vars(stage), integers=integers, scale=scales[stage.name])
+            for stage in self.stages
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _IntegerStage(Stage):
+    """A stage and what quantization made of it. scale: activations to one unit of float weights."""
+
+    integers: IntegerNetwork
+    scale: float
+
+    def forward(self, spikes: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        neuron, population = self.neuron, self.integers[self.name]
+        connections, recurrent = list(self.integers.into(self.name)), self.recurrent
+        if recurrent is not None:
+            feedback = connections.pop()
+            recurrent = _rounded_to(self._gain * recurrent, feedback.weight * 2.0**feedback.exponent)
+        activation, bias = added(
+            self._arriving(link, connection, spikes[link.source])
+            for link, connection in zip(self.links, connections, strict=True)
+        )
+        assert bias is not None
+        bias = _rounded_to(bias, population.bias / STATE_UNIT)
+        if not isinstance(neuron, LIF):
+            return (activation + bias) / self.scale, None
+        how = neuron.backward(len(activation), self.current_spread)
+        emitted, membrane = lif_scan(
+            activation,
+            bias,
+            alpha=_rounded_to(neuron.alpha, 1 - (population.decay_u + CURRENT_DECAY_OFFSET) / DECAY_UNITY),
+            beta=_rounded_to(neuron.beta, 1 - population.decay_v / DECAY_UNITY),
+            threshold=float(population.threshold_mant),
+            reset=neuron.reset,
+            floor=neuron.floor,
+            backward=replace(how, width=self.scale * how.width),
+            recurrent=recurrent,
+            forward=integer_forward,
+        )
+        return emitted, membrane / self.scale
+
+    @property
+    def _gain(self) -> float | Tensor:
+        """What floats are multiplied by on their way to activations, KLIF's k included."""
+        k = self.neuron.k if isinstance(self.neuron, LIF) else None
+        return self.scale if k is None else self.scale * k
+
+    def _arriving(self, link: Link, connection: Connection, spikes: Tensor) -> tuple[Tensor, Tensor]:
+        """What spikes [T, B, *source] add to the activation, [T, B, *shape], and the link's bias, not yet rounded."""
+        weight, bias = self._folded(link)
+        weight = _rounded_to(weight, unfolded(link, connection.weight) * 2.0**connection.exponent)
+        summing = tuple(SumPool2d(part.kernel_size) if isinstance(part, nn.AvgPool2d) else part for part in link.before)
+        pooled = replace(link, before=summing).pooled(spikes[:1] if unchanging(spikes) else spikes)
+        activation = _Floor.apply(link.conducted(pooled.flatten(0, 1), weight)).unflatten(0, pooled.shape[:2])
+        return activation.expand(len(spikes), *activation.shape[1:]), over_channels(bias, len(self.output_shape))
+
+    def _folded(self, link: Link) -> tuple[Tensor, Tensor]:
+        """Weights in the shape of the link's synapse, and bias [O], in units of activation: what was rounded, for its
+        gradient. A window's share of `fold` is in the weights; its spikes are summed."""
+        weight = link.standardised(link.synapse.get_parameter("weight"))
+        bias = getattr(link.synapse, "bias", None)
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        if isinstance(link.norm, Norm):
+            gain, offset = running_affine(link.norm)
+            weight, bias = weight * over_channels(gain, weight.dim()), offset + gain * bias
+        _, share = pooling(link)
+        unit = 1 / self.integers.payload_max(link.source)
+        return self._gain * share * unit * weight, self._gain * bias
+
+
+def _rounded_to(scaled: float | Tensor, integers: np.ndarray) -> Tensor:
+    """The integers, or their multiples of a power of two, with the gradient of what they were rounded from."""
+    scaled = torch.as_tensor(scaled)
+    return valued(scaled, torch.from_numpy(np.asarray(integers, np.float32)).to(scaled))
+
+
+class _Floor(torch.autograd.Function):
+    """Rounding down, in place; the gradient passes through."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.mark_dirty(values)
+        return values.floor_()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def integer_forward(
+    activation: Tensor, bias: Tensor, neuron: Neuron, recurrent: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Spikes, and membranes before floor and reset, [T, M] each, of activations [T, M]: `arithmetic.lif_step`.
+
+    Membranes, threshold and bias [M] are in units of activation. The shares are multiples of 1/4096. recurrent:
+    [N, N] in units of activation too, whose sums are rounded down. See `Forward` of train/scan.py.
+    """
+    if recurrent is None and fusible(activation):
+        return fused_forward(activation, bias, neuron, _kernel)
+    spikes, membranes = torch.empty_like(activation), torch.empty_like(activation)
+    alpha, beta = (torch.as_tensor(share, dtype=torch.float64) for share in (neuron.alpha, neuron.beta))
+    drive, threshold = STATE_UNIT * bias.double(), STATE_UNIT * neuron.threshold
+    u = v = torch.zeros_like(drive)
+    for t, arriving in enumerate(activation):
+        if recurrent is not None and t > 0:
+            heard = F.linear(spikes[t - 1].view(-1, len(recurrent)), recurrent)
+            arriving = arriving + heard.floor().view(-1)
+        u = (alpha * u).trunc() + STATE_UNIT * arriving.double()
+        u = torch.where(u > STATE_LIMIT, u - 2 * STATE_LIMIT, torch.where(u <= -STATE_LIMIT, u + 2 * STATE_LIMIT, u))
+        v = ((beta * v).trunc() + u + drive).clamp(-(STATE_LIMIT - 1), STATE_LIMIT - 1)
+        membranes[t] = v / STATE_UNIT
+        fired = v > threshold
+        spikes[t] = fired
+        if neuron.floor:
+            v = v.clamp(min=0)
+        v = torch.where(fired, 0.0 if neuron.hard else v - threshold, v)
+    return spikes, membranes
+
+
+@njit(cache=True, nogil=True)
+def _kernel(first, last, activation, bias, spikes, membranes, alpha, beta, threshold, hard, floor):  # type: ignore[no-untyped-def]
+    """Integers in float64: vector instructions multiply these, and 24 by 12 bits are exact. Casts cut towards zero."""
+    u, v = np.empty(TILE, np.float64), np.empty(TILE, np.float64)
+    limit, one, zero = np.float64(STATE_LIMIT), np.float32(1), np.float32(0)
+    level = np.float64(STATE_UNIT) * threshold
+    for start in range(first, last, TILE):
+        stop = min(start + TILE, last)
+        size = stop - start
+        drive, keep_u, keep_v = bias[start:stop], alpha[start:stop], beta[start:stop]
+        u[:] = 0.0
+        v[:] = 0.0
+        for t in range(activation.shape[0]):
+            arriving, fired, pre = activation[t, start:stop], spikes[t, start:stop], membranes[t, start:stop]
+            for i in range(size):
+                u[i] = np.int32(keep_u[i] * u[i]) + np.float64(STATE_UNIT) * arriving[i]
+            for i in range(size):
+                u[i] = u[i] - 2 * limit if u[i] > limit else (u[i] + 2 * limit if u[i] <= -limit else u[i])
+            for i in range(size):
+                v[i] = np.int32(keep_v[i] * v[i]) + u[i] + np.float64(STATE_UNIT) * drive[i]
+            for i in range(size):
+                v[i] = min(max(v[i], 1 - limit), limit - 1)
+            for i in range(size):
+                pre[i] = np.float32(v[i] / STATE_UNIT)
+            for i in range(size):
+                fired[i] = one if v[i] > level else zero
+            if floor:
+                for i in range(size):
+                    v[i] = max(v[i], 0.0)
+            for i in range(size):
+                v[i] = (0.0 if hard else v[i] - level) if v[i] > level else v[i]

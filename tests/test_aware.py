@@ -1,0 +1,233 @@
+"""Aware training runs the very integers that its weights become, and learns as floats do where nothing is rounded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from base.errors import UserError
+from quantize import arithmetic, reference
+from quantize.aware import AwareNetwork, integer_forward
+from quantize.fold import fold
+from quantize.scales import quantize
+from train.architecture import build
+from train.network import SpikingNetwork
+from train.neurons import LIF
+from train.parts import Recurrent, Residual, Skip, SumPool2d
+from train.scan import Neuron
+
+MAPS = [
+    "4C3",
+    "4C3-BN",
+    "6C3S2-tdBN",
+    "4C3D2P2-WS",
+    "4C3-MP2",
+    "MP2",
+    "AP2-4C3",
+    "SP2-4C3-BN",
+    "[4C3-BN-4C3]",
+    "DP0.2-4C3",
+]
+VECTORS = ["12", "9-BN", "R8", "R8-BN", "[9-WS]", "[6-R7-BN]", "DP0.3-7"]
+SHARES = st.sampled_from([0.0, 0.3, 0.9])
+
+
+@st.composite
+def neurons(draw: st.DrawFn) -> dict[str, Any]:
+    kind = draw(st.sampled_from(["lif", "lif", "klif"]))
+    learned = draw(st.booleans())
+    return {
+        "neuron": kind,
+        "scale_reset": kind == "klif" and draw(st.booleans()),
+        "alpha": draw(SHARES),
+        "beta": draw(st.sampled_from([1 / 4096, 0.5, 0.77, 0.95])),
+        "threshold": draw(st.sampled_from([0.3, 1.0])),
+        "reset": draw(st.sampled_from(["hard", "soft"])),
+        "floor": draw(st.booleans()),
+        "learn_decay": learned,
+        "per_neuron": learned and draw(st.booleans()),
+        "width_by": draw(st.sampled_from(["fixed", "psg"])),
+        "mask": draw(st.sampled_from([0.0, 0.3])),
+        "width": draw(st.sampled_from([0.4, 1.0])),
+    }
+
+
+@st.composite
+def architectures(draw: st.DrawFn) -> str:
+    maps = draw(st.lists(st.sampled_from(MAPS), max_size=3))
+    vectors = draw(st.lists(st.sampled_from(VECTORS), max_size=2))
+    return "-".join([*maps, *vectors, "4"])
+
+
+def learn(network: SpikingNetwork, inputs: torch.Tensor, steps: int) -> None:
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.05)
+    network.train()
+    for _ in range(steps):
+        output = network(inputs)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(output.mean(0) * 5, torch.arange(inputs.shape[1]) % 4).backward()
+        optimizer.step()
+        network.keep_in_range()
+    network.eval()
+
+
+@given(architectures(), neurons(), st.sampled_from(["spikes", "current"]), st.sampled_from([1, 4]), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_what_runs_in_training_is_what_is_quantized_spike_by_spike(
+    notation: str, neuron: dict[str, Any], readout: str, payload_bits: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    try:
+        network = build(
+            notation, (1, 8, 8), neuron=lambda: LIF(**neuron), readout=readout, payload_bits=payload_bits, seed=seed
+        )
+    except UserError:  # pooling that does not divide the map, or of graded input
+        assume(False)
+    inputs = torch.randint(0, 2**payload_bits, (5, 4, 1, 8, 8), dtype=torch.uint8)
+    learn(network, inputs, 1)  # norms, biases and decays are none of their initial values any more
+    aware = AwareNetwork(network)
+    learn(aware, inputs, 2)
+    emitted = aware.spikes(inputs)
+
+    integers, rows = quantize(fold(network), (1, 8, 8), payload_bits)
+    recording = reference.run(integers, inputs.numpy())
+    assert list(emitted) == list(recording.spikes)
+    for name, found in emitted.items():
+        expected = recording.spikes[name].astype(np.float32)
+        if not integers[name].spiking:
+            scale = next(row["scale"] for row in rows if row["population"] == name)
+            expected = expected / 64 / np.float32(scale)
+        assert np.array_equal(found.detach().numpy(), expected), name
+
+
+def test_input_that_never_changes_is_computed_once_and_the_same() -> None:
+    network = build("4C3-AP2-8-4", (1, 8, 8), payload_bits=4, seed=0)
+    inputs = torch.randint(0, 16, (1, 3, 1, 8, 8), dtype=torch.uint8)
+    aware, shown = AwareNetwork(network), inputs.expand(6, *inputs.shape[1:])
+    assert torch.equal(aware(shown), aware(shown.clone()))
+
+
+@given(
+    st.integers(0, 4095),
+    st.integers(0, 4095),
+    st.sampled_from(["hard", "soft"]),
+    st.booleans(),
+    st.sampled_from([1, 50, 2000, 32767, 131071]),
+    st.sampled_from([20, 1000, 32767, 131072]),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=150, deadline=None)
+def test_both_scans_are_the_integer_neuron(
+    decay_u: int, decay_v: int, reset: str, floor: bool, threshold: int, span: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    activation = rng.integers(-span, span + 1, (12, 7))
+    bias = rng.integers(-4096, 4096, 7) << int(rng.integers(0, 8))
+    shares = [1 - (decay_u + 1) / 4096, 1 - decay_v / 4096]
+    neuron = Neuron(*(torch.full((7,), share) for share in shares), float(threshold), reset == "hard", floor)
+    shown, drive = torch.from_numpy(activation).float(), torch.from_numpy(bias).float() / 64
+    fused, plain = (
+        integer_forward(shown.to(kind), drive.to(kind), neuron, None) for kind in (torch.float32, torch.float64)
+    )
+    u = v = np.zeros(7, np.int64)
+    constants = {"decay_u": decay_u, "decay_v": decay_v, "reset": reset, "floor": floor}
+    for t in range(12):
+        before = v
+        u, v, spikes = arithmetic.lif_step(u, v, activation[t], threshold_mant=threshold, bias=bias, **constants)
+        membrane = arithmetic.saturate_voltage(arithmetic.truncate_toward_zero(before * (4096 - decay_v)) + u + bias)
+        for found, membranes in (fused, plain):
+            assert np.array_equal(found[t].numpy(), spikes)
+            assert np.array_equal(membranes[t].numpy() * 64, membrane)
+
+
+def parts(name: str, neuron: dict[str, Any]) -> list[nn.Module]:
+    """Over maps of 2 x 6 x 6."""
+    first, last = (LIF(beta=0.5, threshold=1 + 1 / 1024, **neuron) for _ in range(2))
+    end = [nn.Flatten(), nn.Linear(27, 5), last]
+    match name:
+        case "pooling":
+            return [nn.Conv2d(2, 3, 3, padding=1), first, nn.AvgPool2d(2), *end]
+        case "norm":
+            return [nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), first, nn.MaxPool2d(2), *end]
+        case "recurrence":
+            return [nn.Flatten(), Recurrent(72, 6), first, nn.Linear(6, 5), last]
+    block = Residual([nn.Conv2d(2, 2, 3, padding=1)], [Skip(2)])
+    return [block, first, SumPool2d(2), nn.Flatten(), nn.Linear(18, 5), last]
+
+
+def on_the_grid(network: SpikingNetwork) -> SpikingNetwork:
+    """The network with parameters that quantization leaves as they are: multiples of 1/64 once they are folded, of
+    which the largest weight is 127, and norms that have seen a mean of 0 and a variance of 1. Where half is kept per
+    step, no membrane comes nearer to the threshold than 1/1024 in four steps."""
+    rng = np.random.default_rng(1)
+
+    def integers(tensor: torch.Tensor, low: int, high: int) -> torch.Tensor:
+        return torch.from_numpy(rng.integers(low, high, tensor.shape)) / 64
+
+    with torch.no_grad():
+        for stage in network.stages:
+            for link in stage.links:
+                if isinstance(link.synapse, nn.MaxPool2d):
+                    continue
+                weight = link.synapse.weight
+                weight.copy_(integers(weight, -40, 50))
+                weight.view(-1)[0] = 127 / 64
+                weight.mul_(4 if any(isinstance(part, nn.AvgPool2d) for part in link.before) else 1)
+                bias = link.norm.bias if link.norm is not None else getattr(link.synapse, "bias", None)
+                if link.norm is not None:
+                    link.norm.running_var.fill_(1 - link.norm.eps)
+                    link.synapse.bias.zero_()
+                if bias is not None:
+                    bias.copy_(integers(bias, -8, 8))
+            if stage.recurrent is not None:
+                stage.recurrent.copy_(integers(stage.recurrent, -60, 60))
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        {"reset": "hard"},
+        {"reset": "soft", "alpha": 0.5, "floor": True},
+        {"neuron": "klif", "reset": "soft", "width_by": "psg", "learn_decay": True},
+    ],
+)
+@pytest.mark.parametrize("name", ["pooling", "norm", "recurrence", "residual"])
+def test_where_nothing_is_rounded_gradients_are_those_of_the_floats(name: str, neuron: dict[str, Any]) -> None:
+    network = on_the_grid(SpikingNetwork((2, 6, 6), parts(name, neuron)))
+    inputs = torch.from_numpy(np.random.default_rng(2).random((4, 5, 2, 6, 6)) < 0.3).byte()
+    found = {}
+    for kind, ran in (("float", network), ("aware", AwareNetwork(network))):
+        network.zero_grad()
+        emitted, membranes = ran.spikes_and_membranes(inputs)
+        first, last = network.stages[0].name, network.stages[-1].name
+        (emitted[last][..., 1:].sum() + membranes[first].square().mean()).backward()
+        assert all(0 < spikes.mean() < 1 for spikes in emitted.values())
+        assert all(p.grad is not None and p.grad.any() for p in network.parameters())
+        gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+        found[kind] = [*emitted.values(), *membranes.values(), *gradients]
+    for theirs, ours in zip(found["float"], found["aware"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_norms_keep_their_statistics_and_learn_their_gains() -> None:
+    network = build("6C3-BN-4", (1, 8, 8), seed=0)
+    inputs = torch.randint(0, 2, (4, 6, 1, 8, 8), dtype=torch.uint8)
+    learn(network, inputs, 1)
+    norm = next(part for part in network.modules() if isinstance(part, nn.BatchNorm2d))
+    before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
+    learn(AwareNetwork(network), inputs, 2)
+    moved = {name for name, tensor in norm.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {"weight", "bias"}
+
+
+def test_input_as_a_bias_is_refused() -> None:
+    network = build("8-4", (5,), payload_bits=4, input_is_bias=True, seed=0)
+    with pytest.raises(UserError, match=r"layer dense1 takes the input as a bias, .* direct = 'graded'"):
+        AwareNetwork(network)
