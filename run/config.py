@@ -83,7 +83,8 @@ class TrainConfig:
     learns from a trace of its input as the others do from theirs.
 
     weight_decay: of weights, decoupled. pda: how much the penalty on the distribution of membranes weighs. relu_epochs:
-    for how many epochs a ReLU network of the same parts is trained and then converted; epochs = 0 leaves it at that."""
+    for how many epochs a ReLU network of the same parts is trained and then converted; epochs = 0 leaves it at that.
+    aware_epochs: for how many more, at the end, the forward pass is that of the integers the network will become."""
 
     epochs: int = 40
     batch_size: int = 64
@@ -95,6 +96,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     pda: float = 0.0
     relu_epochs: int = 0
+    aware_epochs: int = 0
 
 
 @dataclass(frozen=True)

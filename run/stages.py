@@ -68,15 +68,20 @@ def check(config: Config, before: Config | None, on_lava: bool) -> None:
     if on_lava and "lava" in config.deploy.backends:
         check_interpreter(options)
     if before is None or replace(config, deploy=before.deploy) != before:
+        from quantize.aware import AwareNetwork
         from train.trainer import check
 
-        check(_network(config), _training(config))
+        network = _network(config)
+        check(network, _training(config))
+        if config.train.aware_epochs:
+            AwareNetwork(network)
 
 
 def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
     """Train the float network; True if there was something to do."""
 
     def work() -> None:
+        from quantize.aware import AwareNetwork
         from train.trainer import fit
 
         def show(batch: dict[str, Any]) -> None:
@@ -84,7 +89,7 @@ def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
             note = f"epoch {batch['epoch']}/{batch['epochs']}, accuracy {batch['accuracy']:.1%}"
             progress("train", done, batch["epochs"] * batch["batches"], note)
 
-        fit(*prepare(config), folder.path / "train", show)
+        fit(*prepare(config), folder.path / "train", show, aware=AwareNetwork)
 
     return folder.step("train", decides_training(config), [], [WEIGHTS, METRICS], work)
 

@@ -23,6 +23,7 @@ from torch import nn
 
 import pipeline as command_line
 from base.errors import UserError
+from run import config
 from run.comparison import cell, page, pictures, plan
 from run.comparison.numbers import numbers, paired
 from run.comparison.workers import load
@@ -121,6 +122,13 @@ def test_a_cell_is_what_the_single_run_of_its_configuration_is(finished: Path, t
     assert alone["accuracy"] == {kind: made["accuracy"][kind] for kind in ("float", "integer")}
     for name, population in made["populations"].items():
         assert alone["populations"][name]["integer_rate"] == population["integer_rate"]
+
+
+def test_a_cell_trains_its_aware_epochs_too(tmp_path: Path) -> None:
+    keys = ["data.steps=3", "network.architecture=8-10", "train.epochs=1", "train.aware_epochs=2"]
+    made = cell.measure(config.read(None, keys), tmp_path, lambda *_: None)
+    assert [epoch["epoch"] for epoch in made["curve"]] == [1, 1, 2]
+    assert made["reference"] == {"samples": 4, "equal": True}
 
 
 def test_comparing_again_makes_no_cell_and_the_page_from_the_cells_alone_is_the_same(file: Path, run: Path) -> None:

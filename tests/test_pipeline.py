@@ -354,6 +354,24 @@ def test_richer_networks_go_the_whole_way(tmp_path: Path, architecture: str, set
     assert (tmp_path / "report.json").is_file()
 
 
+def test_networks_trained_aware_go_the_whole_way(tmp_path: Path) -> None:
+    keys = ["network.architecture=4C3-BN-AP2-R12-10", "train.epochs=2", "train.aware_epochs=2", "data.steps=4"]
+    keys += ["data.validation=0.2"]
+    done = pipeline("--out", tmp_path, *[part for key in keys for part in ("--set", key)], *LITTLE_LAVA)
+    assert (done.returncode, "EQUAL" in done.stdout) == (0, True), done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("aware", False) for line in lines] == [False, False, True, True]
+    assert (tmp_path / "report.json").is_file()
+
+
+def test_what_cannot_be_trained_aware_is_refused_before_training(tmp_path: Path) -> None:
+    aware = ("--set", "train.aware_epochs=2", *QUICK)
+    direct = ("--set", "data.encoding=direct", "--set", "data.direct=bias")
+    assert "takes the input as a bias, which aware" in refused("--out", tmp_path, *aware, *direct)
+    assert "aware_epochs = 2 with online = 'a'" in refused("--out", tmp_path, *aware, "--set", "train.online=a")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize(("online", "reset"), [("a", "hard"), ("o", "soft")])
 def test_networks_trained_online_go_the_whole_way(tmp_path: Path, online: str, reset: str) -> None:
     keys = ["network.architecture=6C3-WS-AP2-16-WS-10", f"network.reset={reset}", f"train.online={online}"]

@@ -47,16 +47,20 @@ def fit(
     folder: Path,
     progress: Progress | None = None,
     fingerprint: str = "",
+    aware: Callable[[SpikingNetwork], SpikingNetwork] | None = None,
 ) -> Metrics:
     """Train the network in place and leave it in evaluation mode.
 
+    aware: gives the network, on the same parts, whose forward pass `training.aware_epochs` use; it lives above this
+    floor (`quantize.aware.AwareNetwork`).
     Returns one line of metrics per epoch, with validation accuracy if there is that part; epochs as a ReLU network come
-    first, marked by "relu".
+    first, marked by "relu", aware ones last, marked by "aware".
 
-    Writes into `folder`, each file whole or not at all: state.safetensors and metrics.jsonl after every epoch,
-    weights.safetensors at the end; those of a ReLU network into its folder `relu`. Training goes on after the epoch of
-    a state found there if that came from the same initial weights, training samples, encoding, training and
-    `fingerprint`; any other is ignored and written over. `progress` is called after every batch.
+    Writes into `folder`, each file whole or not at all: state.safetensors (of aware epochs aware.safetensors) and
+    metrics.jsonl after every epoch, weights.safetensors at the end; those of a ReLU network into its folder `relu`.
+    Training goes on after the epoch of a state found there if that came from the same initial weights, training
+    samples, encoding, training and `fingerprint`; any other is ignored and written over. `progress` is called after
+    every batch.
     Raises UserError where network and data do not fit, for what cannot be trained online, for a state file that cannot
     be read, and for weights gone NaN.
     """
@@ -66,32 +70,63 @@ def fit(
             f"{dataset.classes} classes; end the architecture with {dataset.classes}"
         )
     check(network, training)
+    if training.aware_epochs and aware is None:
+        raise UserError(
+            f"aware_epochs = {training.aware_epochs}, but fit was not told whose forward pass that is; give it "
+            "aware=AwareNetwork of quantize.aware"
+        )
     folder = Path(folder)
-    before: Metrics = []
+    metrics: Metrics = []
     if training.relu_epochs:
-        before = _start_from_relu(network, dataset, encoding, training, folder / "relu", progress)
-        progress = _told(progress, before=training.relu_epochs)
+        told = _told(progress, after=training.epochs + training.aware_epochs)
+        metrics += _start_from_relu(network, dataset, encoding, training, folder / "relu", told)
     network.time_weights = torch.ones(encoding.steps) if training.time_weights else None
+    # Aware epochs change nothing of those before, whose state is therefore good for any number of them.
+    floats = replace(training, aware_epochs=0)
+    told = _told(progress, before=training.relu_epochs, after=training.aware_epochs)
+    _train(network, dataset, encoding, floats, folder / "state.safetensors", fingerprint, told, metrics, {})
+    if aware is not None and training.aware_epochs:
+        integers = aware(network)
+        again = replace(floats, epochs=training.aware_epochs, relu_epochs=0)
+        told = _told(progress, before=training.relu_epochs + training.epochs)
+        mark = {"aware": True}
+        _train(integers, dataset, encoding, again, folder / "aware.safetensors", fingerprint, told, metrics, mark)
+        network.time_weights = integers.time_weights
+    network.eval()
+    _write(metrics, folder)
+    save_weights(network, folder / "weights.safetensors")
+    return metrics
+
+
+def _train(
+    network: SpikingNetwork,
+    dataset: Dataset,
+    encoding: Encoding,
+    training: Training,
+    state: Path,
+    fingerprint: str,
+    progress: Progress | None,
+    before: Metrics,
+    mark: dict[str, Any],
+) -> None:
+    """Train for `training.epochs`, going on from the state, and add a line of metrics for each, marked, to `before`."""
     optimizer = optimizer_of(network, training)
     identity = identity_of(network, dataset, encoding, training, fingerprint)
-    metrics = resume(folder / "state.safetensors", network, optimizer, identity)
+    metrics = resume(state, network, optimizer, identity)
     _freeze_settled(network, metrics)
     for epoch in range(len(metrics) + 1, training.epochs + 1):
         if network.time_weights is not None and epoch >= FIRST_EPOCH:
             network.time_weights = followed(network.time_weights, metrics[-1]["right_by_step"])
-        line = _epoch(epoch, network, optimizer, dataset.train, encoding, training, progress)
+        line = _epoch(epoch, network, optimizer, dataset.train, encoding, training, progress) | mark
         if dataset.validation is not None:
             line["validation_accuracy"] = evaluate(network, dataset.validation, encoding)
         metrics.append(line)
         if network.learned_widths:
             line["width"] = {name: width.item() for name, width in network.learned_widths.items()}
             line["frozen_widths"] = _freeze_settled(network, metrics)
-        save_state(folder / "state.safetensors", network, optimizer, identity, metrics)
-        _write(before + metrics, folder)
-    network.eval()
-    _write(before + metrics, folder)
-    save_weights(network, folder / "weights.safetensors")
-    return before + metrics
+        save_state(state, network, optimizer, identity, metrics)
+        _write(before + metrics, state.parent)
+    before += metrics
 
 
 def check(network: SpikingNetwork, training: Training) -> None:
@@ -103,7 +138,7 @@ def check(network: SpikingNetwork, training: Training) -> None:
             f"pda = {training.pda} in a network without LIF neurons: it acts on their membranes; set pda = 0"
         )
     if training.relu_epochs:
-        conversion.check(network, converted_only=training.epochs == 0)
+        conversion.check(network, converted_only=training.epochs + training.aware_epochs == 0)
 
 
 def _start_from_relu(
@@ -116,8 +151,7 @@ def _start_from_relu(
 ) -> Metrics:
     """Train the network's parts with ReLU in place of its neurons, and convert their weights in place."""
     relu = Training(training.relu_epochs, training.batch_size, training.learning_rate, training.weight_decay)
-    told = _told(progress, after=training.epochs)
-    metrics = fit(AnalogNetwork(network), dataset, encoding, replace(relu, seed=training.seed), folder, told)
+    metrics = fit(AnalogNetwork(network), dataset, encoding, replace(relu, seed=training.seed), folder, progress)
     chosen = np.arange(min(CALIBRATION_SAMPLES, len(dataset.train)))
     convert(network, encode(dataset.train.values[chosen], chosen, encoding))
     return [{**line, "relu": True} for line in metrics]

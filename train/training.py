@@ -20,6 +20,8 @@ class Training:
     of the mean squared error in its loss, the rest being cross entropy. input_trace: `online.step` tells.
     relu_epochs: for how many epochs the parts are trained with ReLU in place of neurons first, then converted
     (`train/conversion.py`). With epochs = 0 that is all.
+    aware_epochs: for how many epochs training goes on with the forward pass of the integers (`quantize/aware.py`), the
+    learning rate falling from its start once more.
     """
 
     epochs: int = 40
@@ -32,11 +34,18 @@ class Training:
     mse_share: float = 0.0
     input_trace: bool = True
     relu_epochs: int = 0
+    aware_epochs: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         least_epochs = 0 if self.relu_epochs > 0 else 1
-        for name, least in (("epochs", least_epochs), ("relu_epochs", 0), ("batch_size", 1), ("seed", 0)):
+        for name, least in (
+            ("epochs", least_epochs),
+            ("relu_epochs", 0),
+            ("aware_epochs", 0),
+            ("batch_size", 1),
+            ("seed", 0),
+        ):
             if getattr(self, name) < least:
                 raise UserError(f"training with {name} = {getattr(self, name)}: must be at least {least}")
         if not 0 < self.learning_rate <= 1:
@@ -64,6 +73,11 @@ class Training:
                 raise UserError(
                     f"training with {name} = {getattr(self, name)}: must be 0, for none, or above; {usual} is usual"
                 )
+        if self.online and self.aware_epochs:
+            raise UserError(
+                f"aware_epochs = {self.aware_epochs} with online = '{self.online}': the forward pass of the integers "
+                "runs all steps together; set one of the two"
+            )
         if self.online and self.pda:
             raise UserError(
                 "pda acts on the membranes of all steps together, which training online never has; set pda = 0"
