@@ -1,11 +1,11 @@
 """The one place where floats become integers: one grid per population for weights, bias and threshold.
 
 A population's behaviour does not change when weights, bias and threshold are multiplied by one scale. So the scale is
-chosen to use the chip's registers: the largest weight becomes 254, and the connection's exponent the largest under
-which threshold and bias fit and, whatever the input, no activation can leave 16 bits and no current 24. Where several
-connections lead into a population, weaker ones get a finer mantissa and so many powers of two less exponent: all share
-the scale. Then, with S_w = 254 / max|w| of the strongest and S = S_w 2^exponent (docs/arithmetic.md, "From floats to
-integers"):
+chosen to use the chip's registers: weights of 8 bits become up to 254 where they are clipped (of fewer bits, and where:
+`quantize/grids.py`), and the connection's exponent is the largest under which threshold and bias fit and, whatever the
+input, no activation can leave 16 bits and no current 24. Where several connections lead into a population, weaker ones
+get a finer mantissa and so many powers of two less exponent: all share the scale. Then, with S_w = 254 / clip of the
+strongest and S = S_w 2^exponent (docs/arithmetic.md, "From floats to integers"):
 
     weight = 2 round(S_w w / 2)     threshold = round(S th)     bias = round(64 S b)
     decay_v = round(4096 (1 - beta))     decay_u = round(4096 (1 - alpha)) - 1
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ from torch.nn import functional as F
 
 from base.errors import UserError
 from quantize import arithmetic as rules
-from quantize.fold import FoldedConnection, FoldedLayer
+from quantize.fold import FoldedLayer
+from quantize.grids import EIGHT_BITS, Grid, Precision, clip_of, grids
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 
 THRESHOLD_MAX = (1 << rules.THRESHOLD_BITS) - 1
@@ -43,29 +44,29 @@ WEIGHT_BITS_TO_SPARE = 6  # of 8, where inputs are so wide or memory so long tha
 Row = dict[str, Any]
 
 
-class _Grid(NamedTuple):
-    """One connection's mantissas, float weight * scale, and its exponent."""
-
-    weight: np.ndarray
-    scale: float
-    exponent: int
-
-
 def quantize(
-    layers: Sequence[FoldedLayer], input_shape: tuple[int, ...], payload_bits: int
+    layers: Sequence[FoldedLayer],
+    input_shape: tuple[int, ...],
+    payload_bits: int,
+    precision: Precision = EIGHT_BITS,
 ) -> tuple[IntegerNetwork, list[Row]]:
     """Folded layers as integers, the last one the output, and a table of every chosen integer: one row per connection,
     the first of a population with all that the population holds, of the output with its time weights.
 
     Where the first layer takes the input as a bias, the network's input is what `input_biases` makes of it.
-    Raises UserError for what no register can hold: a decay outside its 12 bits, a threshold no scale can express.
+    Raises UserError for what no register can hold: a decay outside its 12 bits, a threshold no scale can express; and
+    for a precision of layers that are not there.
     """
+    precision.check(layer.name for layer in layers if not layer.input_is_bias)
     populations: list[Population] = []
     connections: list[Connection] = []
     rows: list[Row] = []
     for layer in layers:
-        quantized = _quantize_biased if layer.input_is_bias else _quantize_layer
-        population, joined, table = quantized(layer, (1 << payload_bits) - 1)
+        payload = (1 << payload_bits) - 1
+        if layer.input_is_bias:
+            population, joined, table = _quantize_biased(layer, payload)
+        else:
+            population, joined, table = _quantize_layer(layer, payload, precision)
         populations.append(population)
         connections += joined
         rows += table
@@ -154,10 +155,12 @@ def _quantize_biased(layer: FoldedLayer, payload: int) -> tuple[Population, list
     return population, [], [row | _decay_columns(layer, decay_u, decay_v)]
 
 
-def _quantize_layer(layer: FoldedLayer, payload: int) -> tuple[Population, list[Connection], list[Row]]:
+def _quantize_layer(
+    layer: FoldedLayer, payload: int, precision: Precision
+) -> tuple[Population, list[Connection], list[Row]]:
     decay_u, decay_v = _decays(layer)
-    grids = _fitting(layer, int(decay_u.min()), payload)
-    scale = _state_scale(grids)
+    fitting = _fitting(layer, int(decay_u.min()), payload, precision)
+    scale = _state_scale(fitting)
     threshold = round(scale * layer.threshold)
     bias_mant, bias_exp = _bias(np.rint(STATE_UNIT * scale * layer.bias).astype(np.int64))
     population = Population(
@@ -173,7 +176,7 @@ def _quantize_layer(layer: FoldedLayer, payload: int) -> tuple[Population, list[
         neuron=layer.neuron,
     )
     connections, rows = [], []
-    for connection, grid in zip(layer.connections, grids, strict=True):
+    for connection, grid in zip(layer.connections, fitting, strict=True):
         geometry = {"delay": connection.delay, **connection.geometry}
         connections.append(Connection(connection.source, layer.name, grid.weight, grid.exponent, **geometry))
         rows.append(
@@ -182,6 +185,8 @@ def _quantize_layer(layer: FoldedLayer, payload: int) -> tuple[Population, list[
                 "from": connection.source,
                 "neurons": population.size,
                 "weights": grid.weight.size,
+                "bits": precision.of(layer.name),
+                "levels": len(np.unique(grid.weight)),
                 "scale": scale,
                 "exponent": grid.exponent,
                 "weight_min": int(grid.weight.min()),
@@ -235,46 +240,22 @@ def _span(values: Any) -> Any:
     return least if least == most else f"{least:.4g}..{most:.4g}"
 
 
-def _grids(layer: FoldedLayer, exponent: int) -> list[_Grid]:
-    """Every connection's weights in 8 bits where the strongest has that exponent: mantissa scales are powers of two
-    apart, the finest under which the weights fit and the exponent is one of the chip's. An exponent below those of the
-    chip takes bits from the weights instead."""
-    coarser = max(0, rules.EXPONENT_MIN - exponent)
-    strongest = max(_largest(connection) for connection in layer.connections)
-    scale = rules.WEIGHT_MAX / strongest if strongest else 1 / (layer.threshold or 1.0)
-    scale, exponent = scale / 2**coarser, exponent + coarser
-    grids = []
-    for connection in layer.connections:
-        largest = _largest(connection)
-        finer = math.floor(math.log2(strongest / largest)) if largest else 0
-        finer = min(finer, exponent - rules.EXPONENT_MIN)
-        own = scale * 2.0**finer
-        grids.append(_Grid(_even(own * connection.weight), own, exponent - finer))
-    return grids
-
-
-def _state_scale(grids: list[_Grid]) -> float:
+def _state_scale(each: list[Grid]) -> float:
     """From floats to units of activation and threshold; the same by every connection."""
-    return grids[0].scale * 2.0 ** grids[0].exponent
+    return each[0].scale * 2.0 ** each[0].exponent
 
 
-def _largest(connection: FoldedConnection) -> float:
-    return float(np.abs(connection.weight).max())
-
-
-def _even(scaled: np.ndarray) -> np.ndarray:
-    step = rules.WEIGHT_STEP
-    return np.clip(step * np.rint(scaled / step), rules.WEIGHT_MIN, rules.WEIGHT_MAX).astype(np.int64)
-
-
-def _fitting(layer: FoldedLayer, decay_u: int, payload: int) -> list[_Grid]:
+def _fitting(layer: FoldedLayer, decay_u: int, payload: int, precision: Precision = EIGHT_BITS) -> list[Grid]:
     """The grids of the largest exponent whose threshold and bias fit and under which no input can push a sum or current
     out."""
     memory = rules.DECAY_UNITY / (decay_u + rules.CURRENT_DECAY_OFFSET)  # how often a constant input adds up in u
-    bias, largest = np.abs(layer.bias).max(), max(map(_largest, layer.connections))
+    weights = [connection.weight for connection in layer.connections]
+    bits = precision.of(layer.name)
+    clips = [clip_of(weight, bits, precision.calibration) for weight in weights]
+    bias, largest = np.abs(layer.bias).max(), max(np.abs(weight).max() for weight in weights)
     for exponent in range(rules.EXPONENT_MAX, rules.EXPONENT_MIN - WEIGHT_BITS_TO_SPARE - 1, -1):
-        grids = _grids(layer, exponent)
-        scale, activation = _state_scale(grids), _strongest_sum(layer, grids, payload)
+        found = grids(weights, clips, bits, exponent, if_zero=1 / (layer.threshold or 1.0))
+        scale, activation = _state_scale(found), _strongest_sum(layer, found, payload)
         if (
             round(scale * layer.threshold) <= THRESHOLD_MAX
             and STATE_UNIT * scale * bias <= BIAS_MANTISSA_MAX << rules.BIAS_EXPONENT_MAX
@@ -286,7 +267,7 @@ def _fitting(layer: FoldedLayer, decay_u: int, payload: int) -> list[_Grid]:
                     f"layer '{layer.name}': the threshold {layer.threshold:g} rounds to 0 on the grid of its largest "
                     f"weight {largest:g}; lower the weights or raise the threshold."
                 )
-            return grids
+            return found
     raise UserError(
         f"layer '{layer.name}': no exponent in {rules.EXPONENT_MIN}..{rules.EXPONENT_MAX} holds threshold "
         f"{layer.threshold:g}, bias up to {bias:g} and weights up to {largest:g} together; "
@@ -294,10 +275,10 @@ def _fitting(layer: FoldedLayer, decay_u: int, payload: int) -> list[_Grid]:
     )
 
 
-def _strongest_sum(layer: FoldedLayer, grids: list[_Grid], payload: int) -> float:
+def _strongest_sum(layer: FoldedLayer, each: list[Grid], payload: int) -> float:
     """The largest activation, either way, that any spikes of all sources together can give a neuron."""
     up = down = np.zeros(len(layer.bias))
-    for connection, grid in zip(layer.connections, grids, strict=True):
+    for connection, grid in zip(layer.connections, each, strict=True):
         flat = grid.weight.reshape(len(grid.weight), -1)
         unit = (payload if connection.source == INPUT else 1) * 2.0**grid.exponent
         up = up + np.ceil(flat.clip(min=0).sum(axis=1) * unit)

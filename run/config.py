@@ -12,6 +12,7 @@ import tomli_w
 
 from base.errors import UserError, nearest
 from deploy import BACKENDS
+from quantize.grids import Bits, Precision
 from train.augment import Augmentation
 from train.datasets import CACHE
 
@@ -121,6 +122,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    quantize: Precision = field(default_factory=Precision)
     deploy: DeployConfig = field(default_factory=DeployConfig)
 
     def __post_init__(self) -> None:
@@ -214,9 +216,17 @@ def _convert(value: Any, wanted: Any, key: str, spec: Any, source: str) -> Any:
         if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
             return tuple(parts)
         wanted_name = "a list of names"
+    elif wanted == Mapping[str, Bits]:
+        if isinstance(value, dict) and all(type(bits) in (int, str) for bits in value.values()):
+            return value
+        wanted_name = "a section of layers and their bits"
+    elif wanted == Bits:
+        if type(value) in (int, str):
+            return value
+        wanted_name = "a number of bits or a name"
     elif type(value) is wanted:
         return value
     else:
         wanted_name = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[wanted]
-    example = spec.default if spec.default is not MISSING else ""
+    example = spec.default if spec.default is not MISSING else spec.default_factory()
     raise UserError(f"{source}: '{key}' is {value!r}; it must be {wanted_name}, as in {example!r}.")

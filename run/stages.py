@@ -73,6 +73,7 @@ def check(config: Config, before: Config | None, on_lava: bool) -> None:
 
         network = _network(config)
         check(network, _training(config))
+        config.quantize.check(stage.name for stage in network.stages if not stage.input_is_bias)
         if config.train.aware_epochs:
             AwareNetwork(network)
 
@@ -112,7 +113,7 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         load_weights(network, weights)
         progress("quantize", 0, 3, "choosing integers")
         layers = fold(network)
-        integers, scales = to_integers(layers, network.input_shape, encoding.payload_bits)
+        integers, scales = to_integers(layers, network.input_shape, encoding.payload_bits, config.quantize)
         inputs = encode_all(test.values, encoding)
         if encoding.input_is_bias:
             inputs = input_biases(layers, integers, inputs)
@@ -128,7 +129,7 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         write_json(folder.path / FIDELITY, lost)
         progress("quantize", 3, 3, "")
 
-    decides = [config.seed, _data(config), asdict(config.network)]
+    decides = [config.seed, _data(config), asdict(config.network), asdict(config.quantize)]
     return folder.step("quantize", decides, [weights], [NETWORK, INPUTS, FLOAT, SCALES, FIDELITY], work)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from base.errors import UserError
+from quantize.grids import Precision
 from run import config
 from run.config import Config, read, write
 
@@ -28,6 +29,14 @@ def test_settings_change_single_keys_of_a_file(tmp_path: Path) -> None:
     assert (chosen.seed, chosen.deploy.backends) == (3, ("engine", "lava"))
 
 
+def test_the_bits_of_single_layers_are_a_table_or_settings(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('[quantize]\nbits = 4\nper_layer = { conv1 = 8, dense2 = "ternary" }\n')
+    chosen = read(tmp_path / "c.toml", ["quantize.per_layer.conv1=6", "quantize.calibration=max"])
+    assert chosen.quantize == Precision(4, {"conv1": 6, "dense2": "ternary"}, "max")
+    (tmp_path / "again.toml").write_text(write(chosen, {}))
+    assert read(tmp_path / "again.toml") == chosen
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
@@ -44,6 +53,9 @@ def test_settings_change_single_keys_of_a_file(tmp_path: Path) -> None:
         ("deploy.backends=engine,lawa", "'lawa' is no backend; did you mean 'lava'?"),
         ("deploy.backends=engine", "leaves nothing to compare"),
         ("seed=-1", "seed: -1 is below 0"),
+        ("quantize.bits=12", "quantize.bits: 12 is no width of weights; give 8 to 1"),
+        ("quantize.bits=1.5", "'quantize.bits' is 1.5; it must be a number of bits or a name, as in 8"),
+        ("quantize.per_layer=4", "it must be a section of layers and their bits"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_the_nearest_valid_name(setting: str, says: str) -> None:

@@ -13,8 +13,11 @@ from base.errors import UserError
 from quantize import reference
 from quantize.arithmetic import LOIHI_LIF_V1
 from quantize.fold import FoldedConnection, FoldedLayer
+from quantize.grids import Precision
 from quantize.integer_network import INPUT
 from quantize.scales import input_biases, quantize
+
+UNCLIPPED = Precision(calibration="max")
 
 
 def layer(weight: np.ndarray, bias: float = 0.0, **changes: object) -> FoldedLayer:
@@ -48,7 +51,7 @@ def test_where_no_exponent_is_low_enough_the_weights_give_up_bits() -> None:
 
 def test_the_largest_weight_uses_all_eight_bits_and_all_weights_are_even() -> None:
     weight = np.random.default_rng(0).normal(size=(6, 50))
-    network, (row,) = quantize([layer(weight)], (50,), 1)
+    network, (row,) = quantize([layer(weight)], (50,), 1, UNCLIPPED)
     integers = network.connections[0].weight
     assert abs(integers).max() == 254
     assert not (integers % 2).any()
@@ -106,7 +109,7 @@ def test_connections_into_one_population_share_its_grid(seed: int, each: list[fl
     joined = tuple(FoldedConnection(INPUT, rng.normal(size=(4, 9)) * size) for size in each)
     feedback = FoldedConnection("a", rng.normal(size=(4, 4)) * each[0], delay=1)
     folded = layer(np.zeros((4, 1)), connections=(*joined, feedback), threshold=max(each), alpha=alpha)
-    network, rows = quantize([folded], (9,), bits)
+    network, rows = quantize([folded], (9,), bits, UNCLIPPED)
     largest = [np.abs(c.weight).max() for c in folded.connections]
     for connection, floats, row in zip(network.connections, folded.connections, rows, strict=True):
         scale = row["scale"] / 2.0**connection.exponent  # of this connection's mantissas

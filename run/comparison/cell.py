@@ -1,4 +1,4 @@
-"""One cell in a process of its own: train, quantize to 8 bits, run the integers on all held-out samples, measure.
+"""One cell in a process of its own: train, quantize, run the integers on all held-out samples, measure.
 
 The process trains on one thread, so that its numbers depend on nothing that runs beside it; only its seconds do.
 """
@@ -69,7 +69,7 @@ def measure(config: Config, folder: Path, progress: Progress) -> dict[str, Any]:
     epochs = fit(network, dataset, encoding, training, folder, show, aware=AwareNetwork)
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     test = dataset.test
-    integers, _ = quantize(fold(network), network.input_shape, encoding.payload_bits)
+    integers, _ = quantize(fold(network), network.input_shape, encoding.payload_bits, config.quantize)
     inputs = encode_all(test.values, encoding)
     ran = engine.run(integers, inputs)
     floats = recording.Recording("float", integers.hash, ran.inputs, record(network, test, encoding))

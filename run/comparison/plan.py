@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Cell:
     @cached_property
     def key(self) -> str:
         """Names the cell by all that decides its result, so that a changed configuration makes new cells, no others."""
-        decides = [CELL_FORMAT, stages.decides_training(self.config)]
+        decides = [CELL_FORMAT, stages.decides_training(self.config), asdict(self.config.quantize)]
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
