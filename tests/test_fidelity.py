@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
 from base.errors import UserError
-from quantize.fidelity import fidelity, van_rossum
+from quantize import fidelity as module
+from quantize.fidelity import fidelity, van_rossum, victor_purpura
 from quantize.integer_network import Connection, IntegerNetwork, readout
 from quantize.recording import Recording
 
@@ -43,6 +45,29 @@ def test_one_spike_too_many_is_a_distance_of_sqrt_half_wherever_it_falls():
     assert van_rossum(spikes, np.zeros_like(spikes), 4.0) == pytest.approx(np.full(9, math.sqrt(0.5)))
 
 
+def best_assignment(a, b, cost):
+    """The distance without any recursion: every spike removed and added, less what the best pairs of them save."""
+    ours, theirs = np.flatnonzero(a), np.flatnonzero(b)
+    saved = np.maximum(2 - cost * np.abs(ours[:, None] - theirs), 0)
+    return len(ours) + len(theirs) - saved[linear_sum_assignment(saved, maximize=True)].sum()
+
+
+@pytest.mark.smoke
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(train, train), min_size=1, max_size=4), st.floats(0, 3))
+def test_victor_purpura_distance_is_that_of_the_best_pairs_of_spikes(pairs, cost):
+    a, b = (np.array(trains, np.uint8).T.reshape(12, 1, -1) for trains in zip(*pairs, strict=True))
+    expected = [best_assignment(*pair, cost) for pair in pairs]
+    assert victor_purpura(a, b, cost) == pytest.approx(np.array([expected]), abs=1e-12)
+
+
+def test_victor_purpura_distance_runs_from_counts_to_coincidences():
+    a, b = np.array([[1, 0, 1, 0, 0, 1]]).T, np.array([[1, 0, 0, 1, 0, 0]]).T
+    assert victor_purpura(a, b, 0.0) == 1  # three spikes and two
+    assert victor_purpura(a, b, 0.5) == 1.5  # the second moved by a step, the third removed
+    assert victor_purpura(a, b, 9.0) == 3  # one coincides
+
+
 def recording(backend, spikes, inputs="in"):
     return Recording(backend, backend, inputs, spikes)
 
@@ -66,7 +91,31 @@ def test_measures_of_a_run_small_enough_to_count_by_hand():
     assert (hidden["differing_share"], hidden["float_rate"], hidden["integer_rate"]) == (2 / 40, 0.0, 2 / 40)
     assert hidden["rate_drift"] == 2 / 40
     assert hidden["van_rossum"] == pytest.approx(math.sqrt(1 + math.exp(-1 / 2)) / 10)
+    assert (hidden["victor_purpura"], hidden["victor_purpura_trains"]) == (2 / 10, 10)
+    assert hidden["rate_earth_mover"] == pytest.approx(2 / 40)
+    # Of the book: (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n), z = 1.96, with p = 1/2, n = 2.
+    assert found["agreement_interval"] == pytest.approx([0.0945, 0.9055], abs=1e-4)
     json.dumps(found, allow_nan=False)
+
+
+def test_rates_that_two_neurons_exchange_are_no_distance_and_rates_that_part_are():
+    one, two = np.zeros((4, 1, 3), np.uint8), np.zeros((4, 1, 3), np.uint8)
+    one[:2, 0, :2] = 1
+    two[:4, 0, 0] = 1  # the same mean, of one neuron now
+    for other, distance in ((one[..., ::-1], 0), (two, 1 / 3)):
+        runs = recording("float", {"output": one}), recording("engine", {"output": other})
+        output = fidelity(*runs, [0], NETWORK)["populations"]["output"]
+        assert (output["rate_drift"], output["rate_earth_mover"]) == (0, pytest.approx(distance))
+
+
+def test_of_very_many_trains_so_many_as_told_are_compared(monkeypatch):
+    monkeypatch.setattr(module, "TRAINS", 40)
+    rng = np.random.default_rng(0)
+    silent, fires = np.zeros((5, 30, 3), np.uint8), (rng.random((5, 30, 3)) < 0.5).astype(np.uint8)
+    runs = recording("float", {"output": silent}), recording("engine", {"output": fires})
+    output = fidelity(*runs, np.zeros(30, int), NETWORK)["populations"]["output"]
+    assert output["victor_purpura_trains"] == 40
+    assert output["victor_purpura"] == pytest.approx(2.5, abs=4 * math.sqrt(5 / 4 / 40))  # five steps, half of them
 
 
 def test_both_accuracies_are_those_of_the_weighted_output():

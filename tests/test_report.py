@@ -157,6 +157,15 @@ def test_page_needs_nothing_but_itself(pair):
         assert not re.search(r'(href|src)="(?!#|data:)', svg)
 
 
+def test_page_says_how_sure_the_agreement_is_and_what_the_distances_are(different, pair):
+    html, twin = pair
+    low, high = different.fidelity["agreement_interval"]
+    assert f"(95 % confidence: {100 * low:.2f} to {100 * high:.2f} %)" in html
+    for row in twin["fidelity"]["populations"].values():
+        assert {"van_rossum", "victor_purpura", "rate_earth_mover", "differing_share"} <= set(row)
+    assert "rate earth mover</th>" in html
+
+
 def test_names_that_carry_markup_stay_text(tmp_path):
     data = make_data(
         samples=4,
