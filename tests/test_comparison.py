@@ -224,6 +224,12 @@ def test_a_sweep_gives_every_method_every_value(tmp_path: Path) -> None:
     assert len({c.key for c in chosen.cells}) == len(chosen.cells) == 12
 
 
+def test_the_bits_of_the_weights_can_be_swept(tmp_path: Path) -> None:
+    chosen = plan.read(write(tmp_path / "c.toml"), ['compare.sweep.quantize.bits=[4, "ternary"]', "compare.seeds=1"])
+    assert [c.config.quantize.bits for c in chosen.cells] == [4, 4, "ternary", "ternary"]
+    assert len({c.key for c in chosen.cells}) == 4
+
+
 def test_a_swept_comparison_shows_its_values_and_cells_that_are_missing(
     file: Path, finished: Path, tmp_path: Path
 ) -> None:

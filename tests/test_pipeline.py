@@ -117,6 +117,11 @@ def test_a_changed_key_runs_only_what_it_decides(run: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (run / "train" / "weights.safetensors").stat().st_mtime_ns == weights
     assert json.loads((run / "verdict.json").read_text())["comparisons"][0]["samples"] == 7
+    done = pipeline("--out", run, "--set", "quantize.bits=3", "--set", "quantize.per_layer.dense2=ternary")
+    assert done.returncode == 0, done.stderr
+    assert (run / "train" / "weights.safetensors").stat().st_mtime_ns == weights
+    integers = integer_network.load(run / "quantize" / "network.npz")
+    assert [len(np.unique(connection.weight)) for connection in integers.connections] == [8, 3]
 
 
 def test_each_stage_works_from_the_files_of_the_one_before(tmp_path: Path) -> None:
@@ -207,6 +212,7 @@ def test_ctrl_c_ends_in_one_sentence(tmp_path: Path) -> None:
         (("--set", "train.epochs=0"), "epochs = 0"),
         (("--set", "train.online=b"), "online = 'b'"),
         (("--set", "train.online=a", "--set", "network.architecture=8-BN-10"), "layer dense1 has a BatchNorm1d"),
+        (("--set", "quantize.per_layer.dense7=4"), "'dense7' is no layer with weights; did you mean"),
         (("--lava-target", "loihi9"), "there is no target 'loihi9'"),
         (("--lava-target", "loihi2-hardware"), "closed extension"),
         (("--config", "nowhere.toml"), "nowhere.toml: cannot be read"),
