@@ -1,11 +1,11 @@
 """The one place where floats become integers: one grid per population for weights, bias and threshold.
 
 A population's behaviour does not change when weights, bias and threshold are multiplied by one scale. So the scale is
-chosen to use the chip's registers: weights of 8 bits become up to 254 where they are clipped (of fewer bits, and where:
-`quantize/grids.py`), and the connection's exponent is the largest under which threshold and bias fit and, whatever the
-input, no activation can leave 16 bits and no current 24. Where several connections lead into a population, weaker ones
-get a finer mantissa and so many powers of two less exponent: all share the scale. Then, with S_w = 254 / clip of the
-strongest and S = S_w 2^exponent (docs/arithmetic.md, "From floats to integers"):
+chosen to use the chip's registers: the weight at which 8 bits are clipped becomes 254 (`quantize/grids.py` says where
+that is, and what fewer bits are), and the connection's exponent the largest under which threshold and bias fit and,
+whatever the input, no activation can leave 16 bits and no current 24. Where several connections lead into a population,
+weaker ones get a finer mantissa and so many powers of two less exponent: all share the scale. Then, of 8 bits, with
+S_w = 254 / clip of the strongest and S = S_w 2^exponent (docs/arithmetic.md, "From floats to integers"):
 
     weight = 2 round(S_w w / 2)     threshold = round(S th)     bias = round(64 S b)
     decay_v = round(4096 (1 - beta))     decay_u = round(4096 (1 - alpha)) - 1
@@ -61,8 +61,8 @@ def quantize(
     populations: list[Population] = []
     connections: list[Connection] = []
     rows: list[Row] = []
+    payload = (1 << payload_bits) - 1
     for layer in layers:
-        payload = (1 << payload_bits) - 1
         if layer.input_is_bias:
             population, joined, table = _quantize_biased(layer, payload)
         else:

@@ -23,7 +23,7 @@ Cell = dict[str, Any]  # as `numbers` holds it
 
 READING = """\
 Mean ± standard deviation over seeds. **float** and **integer** are shares of the {samples} test samples that the float
-network and its 8-bit integers get right after the last epoch; nothing was chosen by the test part. **rate** is spikes
+network and its integers get right after the last epoch; nothing was chosen by the test part. **rate** is spikes
 per neuron and step of the integers, **in window** the share of neuron-steps of the float network with
 |v − threshold| < width / 2, both over all neurons on the test samples. **s/epoch** is the median over epochs on one
 thread, with as many trainings side by side as there were jobs, **MiB** the peak memory of the training process.
