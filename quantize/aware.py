@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from base.errors import UserError
 from quantize.arithmetic import CURRENT_DECAY_OFFSET, DECAY_UNITY, STATE_LIMIT, STATE_SHIFT
 from quantize.fold import fold, pooling, unfolded
+from quantize.grids import EIGHT_BITS, Precision
 from quantize.integer_network import Connection, IntegerNetwork
 from quantize.scales import quantize
 from train.network import SpikingNetwork
@@ -42,12 +43,13 @@ STATE_UNIT = 1 << STATE_SHIFT
 class AwareNetwork(SpikingNetwork):
     """The parts of a spiking network, the same modules by the same names, that run as the integers they would become.
 
-    A readout's currents are the integers divided by 64 and by its population's scale. Raises UserError for a network
-    whose input is a bias; its forward pass as `fold` and `quantize` do.
+    precision: of the weights. A readout's currents are the integers divided by 64 and by its population's scale. Raises
+    UserError for a network whose input is a bias; its forward pass as `fold` and `quantize` do.
     """
 
-    def __init__(self, network: SpikingNetwork) -> None:
+    def __init__(self, network: SpikingNetwork, precision: Precision = EIGHT_BITS) -> None:
         nn.Module.__init__(self)
+        self.precision = precision
         if network.input_is_bias:
             raise UserError(
                 f"layer {network.stages[0].name} takes the input as a bias, which aware training does not know; set "
@@ -62,12 +64,15 @@ class AwareNetwork(SpikingNetwork):
 
     def prepared(self) -> tuple[Stage, ...]:
         """The stages with the integers of the present weights."""
-        integers, rows = quantize(fold(self), self.input_shape, self.payload_bits)
+        integers, rows = quantize(fold(self), self.input_shape, self.payload_bits, self.precision)
         scales = {row["population"]: row["scale"] for row in rows}
         return tuple(
             stage if stage.neuron is None else _IntegerStage(**vars(stage), integers=integers, scale=scales[stage.name])
             for stage in self.stages
         )
+
+    def extra_repr(self) -> str:
+        return repr(self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)

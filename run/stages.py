@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from pathlib import Path
@@ -68,21 +69,19 @@ def check(config: Config, before: Config | None, on_lava: bool) -> None:
     if on_lava and "lava" in config.deploy.backends:
         check_interpreter(options)
     if before is None or replace(config, deploy=before.deploy) != before:
-        from quantize.aware import AwareNetwork
         from train.trainer import check
 
         network = _network(config)
         check(network, _training(config))
         config.quantize.check(stage.name for stage in network.stages if not stage.input_is_bias)
         if config.train.aware_epochs:
-            AwareNetwork(network)
+            aware(config)(network)
 
 
 def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
     """Train the float network; True if there was something to do."""
 
     def work() -> None:
-        from quantize.aware import AwareNetwork
         from train.trainer import fit
 
         def show(batch: dict[str, Any]) -> None:
@@ -90,9 +89,16 @@ def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
             note = f"epoch {batch['epoch']}/{batch['epochs']}, accuracy {batch['accuracy']:.1%}"
             progress("train", done, batch["epochs"] * batch["batches"], note)
 
-        fit(*prepare(config), folder.path / "train", show, aware=AwareNetwork)
+        fit(*prepare(config), folder.path / "train", show, aware=aware(config))
 
     return folder.step("train", decides_training(config), [], [WEIGHTS, METRICS], work)
+
+
+def aware(config: Config) -> Callable[[SpikingNetwork], SpikingNetwork]:
+    """What turns a network into the one whose forward pass is its integers."""
+    from quantize.aware import AwareNetwork
+
+    return partial(AwareNetwork, precision=config.quantize)
 
 
 def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
@@ -269,7 +275,8 @@ def prepare(config: Config) -> tuple[SpikingNetwork, Dataset, Encoding, Training
 
 def decides_training(config: Config) -> list[Any]:
     """All of a configuration that decides the trained weights, as JSON data."""
-    return [config.seed, _data(config), asdict(config.network), asdict(config.train)]
+    of_integers = [asdict(config.quantize)] if config.train.aware_epochs else []
+    return [config.seed, _data(config), asdict(config.network), asdict(config.train), *of_integers]
 
 
 def _data(config: Config) -> dict[str, Any]:

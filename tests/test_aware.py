@@ -15,6 +15,7 @@ from base.errors import UserError
 from quantize import arithmetic, reference
 from quantize.aware import AwareNetwork, integer_forward
 from quantize.fold import fold
+from quantize.grids import Precision
 from quantize.scales import quantize
 from train.architecture import build
 from train.network import SpikingNetwork
@@ -77,10 +78,20 @@ def learn(network: SpikingNetwork, inputs: torch.Tensor, steps: int) -> None:
     network.eval()
 
 
-@given(architectures(), neurons(), st.sampled_from(["spikes", "current"]), st.sampled_from([1, 4]), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+PRECISIONS = [Precision(), Precision(calibration="max"), Precision(4), Precision(2), Precision("ternary"), Precision(1)]
+
+
+@given(
+    architectures(),
+    neurons(),
+    st.sampled_from(["spikes", "current"]),
+    st.sampled_from([1, 4]),
+    st.sampled_from(PRECISIONS),
+    st.integers(0, 99),
+)
+@settings(max_examples=60)
 def test_what_runs_in_training_is_what_is_quantized_spike_by_spike(
-    notation: str, neuron: dict[str, Any], readout: str, payload_bits: int, seed: int
+    notation: str, neuron: dict[str, Any], readout: str, payload_bits: int, precision: Precision, seed: int
 ) -> None:
     torch.manual_seed(seed)
     try:
@@ -91,11 +102,11 @@ def test_what_runs_in_training_is_what_is_quantized_spike_by_spike(
         assume(False)
     inputs = torch.randint(0, 2**payload_bits, (5, 4, 1, 8, 8), dtype=torch.uint8)
     learn(network, inputs, 1)  # norms, biases and decays are none of their initial values any more
-    aware = AwareNetwork(network)
+    aware = AwareNetwork(network, precision)
     learn(aware, inputs, 2)
     emitted = aware.spikes(inputs)
 
-    integers, rows = quantize(fold(network), (1, 8, 8), payload_bits)
+    integers, rows = quantize(fold(network), (1, 8, 8), payload_bits, precision)
     recording = reference.run(integers, inputs.numpy())
     assert list(emitted) == list(recording.spikes)
     for name, found in emitted.items():
@@ -122,7 +133,7 @@ def test_input_that_never_changes_is_computed_once_and_the_same() -> None:
     st.sampled_from([20, 1000, 32767, 131072]),
     st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_both_scans_are_the_integer_neuron(
     decay_u: int, decay_v: int, reset: str, floor: bool, threshold: int, span: int, seed: int
 ) -> None:

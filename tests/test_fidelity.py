@@ -53,7 +53,7 @@ def best_assignment(a, b, cost):
 
 
 @pytest.mark.smoke
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(train, train), min_size=1, max_size=4), st.floats(0, 3))
 def test_victor_purpura_distance_is_that_of_the_best_pairs_of_spikes(pairs, cost):
     a, b = (np.array(trains, np.uint8).T.reshape(12, 1, -1) for trains in zip(*pairs, strict=True))

@@ -44,7 +44,7 @@ def layer(*weights: np.ndarray, name: str = "a", **changes: object) -> FoldedLay
 
 @widths
 @given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3), st.sampled_from(CALIBRATIONS))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_every_weight_becomes_the_nearest_of_the_levels(bits: Bits, seed: int, size: float, calibration: str) -> None:
     weight = np.random.default_rng(seed).normal(size=(6, 20)) * size
     network, (row,) = quantize([layer(weight, threshold=size)], (20,), 1, Precision(bits, {}, calibration))

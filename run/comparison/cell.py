@@ -21,7 +21,6 @@ from base.errors import UserError
 from base.files import write_json
 from deploy.verify import compare
 from quantize import engine, recording, reference
-from quantize.aware import AwareNetwork
 from quantize.fidelity import fidelity
 from quantize.fold import fold
 from quantize.scales import quantize
@@ -66,7 +65,7 @@ def measure(config: Config, folder: Path, progress: Progress) -> dict[str, Any]:
         note = f"epoch {batch['epoch']}/{batch['epochs']}, accuracy {batch['accuracy']:.1%}"
         progress(done, batch["epochs"] * batch["batches"] + 1, note)
 
-    epochs = fit(network, dataset, encoding, training, folder, show, aware=AwareNetwork)
+    epochs = fit(network, dataset, encoding, training, folder, show, aware=stages.aware(config))
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     test = dataset.test
     integers, _ = quantize(fold(network), network.input_shape, encoding.payload_bits, config.quantize)
