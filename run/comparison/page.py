@@ -60,7 +60,8 @@ def _row(numbers: dict[str, Any], row: dict[str, Any]) -> dict[str, str]:
         delta = f"{100 * difference['mean']:+.2f}"
         if difference["p"] is not None:
             delta += f" [{100 * difference['low']:+.2f}, {100 * difference['high']:+.2f}]"
-            p = f"{difference['p']:.3f} ({difference['pairs']})"
+            found = difference["p"]
+            p = f"{'<0.001' if found < 0.0005 else f'{found:.3f}'} ({difference['pairs']})"
     return {
         "method": row["method"],
         numbers["swept"]: "" if row["value"] is None else str(row["value"]),
