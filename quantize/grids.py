@@ -86,17 +86,21 @@ def clip_of(weight: np.ndarray, bits: Bits, calibration: str) -> float:
     return clip
 
 
-def grids(
-    weights: Sequence[np.ndarray], clips: Sequence[float], bits: Bits, exponent: int, if_zero: float
-) -> list[Grid]:
-    """The weights of every connection into one population, where the one with the largest clip has that exponent.
+def largest_scale(clips: Sequence[float], bits: Bits, if_zero: float) -> float:
+    """From floats to mantissas of the connection with the largest clip, which becomes the largest level; `if_zero`
+    where all weights are zeros."""
+    _, most = _levels(bits)
+    return _unit(bits) * most / max(clips) if max(clips) else if_zero
+
+
+def grids(weights: Sequence[np.ndarray], clips: Sequence[float], bits: Bits, exponent: int, scale: float) -> list[Grid]:
+    """The weights of every connection into one population, where the one with the largest clip has that exponent and
+    `largest_scale`.
 
     Mantissa scales are powers of two apart, the finest under which the clips fit. What an exponent below the chip's
-    lacks is taken from the size of a level in mantissas, and where that is at its least, from the levels. `if_zero`
-    is the scale where all weights are zeros.
+    lacks is taken from the size of a level in mantissas, and where that is at its least, from the levels.
     """
-    (_, most), full, strongest = _levels(bits), _unit(bits), max(clips)
-    scale = full * most / strongest if strongest else if_zero
+    full, strongest = _unit(bits), max(clips)
     whole = round if bits == 1 else math.floor  # one bit clips nothing: the nearest power is the best
     found = []
     for weight, clip in zip(weights, clips, strict=True):

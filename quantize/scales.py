@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from base.errors import UserError
 from quantize import arithmetic as rules
 from quantize.fold import FoldedLayer
-from quantize.grids import EIGHT_BITS, Grid, Precision, clip_of, grids
+from quantize.grids import EIGHT_BITS, Grid, Precision, clip_of, grids, largest_scale
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 
 THRESHOLD_MAX = (1 << rules.THRESHOLD_BITS) - 1
@@ -253,15 +253,17 @@ def _fitting(layer: FoldedLayer, decay_u: int, payload: int, precision: Precisio
     bits = precision.of(layer.name)
     clips = [clip_of(weight, bits, precision.calibration) for weight in weights]
     bias, largest = np.abs(layer.bias).max(), max(np.abs(weight).max() for weight in weights)
+    of_mantissas = largest_scale(clips, bits, if_zero=1 / (layer.threshold or 1.0))
     for exponent in range(rules.EXPONENT_MAX, rules.EXPONENT_MIN - WEIGHT_BITS_TO_SPARE - 1, -1):
-        found = grids(weights, clips, bits, exponent, if_zero=1 / (layer.threshold or 1.0))
-        scale, activation = _state_scale(found), _strongest_sum(layer, found, payload)
+        scale = of_mantissas * 2.0**exponent
         if (
-            round(scale * layer.threshold) <= THRESHOLD_MAX
-            and STATE_UNIT * scale * bias <= BIAS_MANTISSA_MAX << rules.BIAS_EXPONENT_MAX
-            and activation <= ACTIVATION_MAX
-            and STATE_UNIT * activation * memory < rules.STATE_LIMIT
+            round(scale * layer.threshold) > THRESHOLD_MAX
+            or STATE_UNIT * scale * bias > BIAS_MANTISSA_MAX << rules.BIAS_EXPONENT_MAX
         ):
+            continue  # before any weight is rounded
+        found = grids(weights, clips, bits, exponent, of_mantissas)
+        activation = _strongest_sum(layer, found, payload)
+        if activation <= ACTIVATION_MAX and STATE_UNIT * activation * memory < rules.STATE_LIMIT:
             if round(scale * layer.threshold) < 1 and layer.neuron == "lif":
                 raise UserError(
                     f"layer '{layer.name}': the threshold {layer.threshold:g} rounds to 0 on the grid of its largest "

@@ -15,6 +15,7 @@ from deploy import BACKENDS
 from quantize.grids import Bits, Precision
 from train.augment import Augmentation
 from train.datasets import CACHE
+from train.training import TrainingSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -76,31 +77,6 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """time_weights: whether the output's steps count by how well they answer alone, from the sixth epoch on.
-
-    online: "a" or "o" trains online through time, with gradients summed over the steps or applied after each; only
-    then does mse_share count, the share of the squared error in the loss, and input_trace, whether the first layer
-    learns from a trace of its input as the others do from theirs.
-
-    weight_decay: of weights, decoupled. pda: how much the penalty on the distribution of membranes weighs. relu_epochs:
-    for how many epochs a ReLU network of the same parts is trained and then converted; epochs = 0 leaves it at that.
-    aware_epochs: for how many more, at the end, the forward pass is that of the integers the network will become."""
-
-    epochs: int = 40
-    batch_size: int = 64
-    learning_rate: float = 0.01
-    time_weights: bool = False
-    online: str = ""
-    mse_share: float = 0.0
-    input_trace: bool = True
-    weight_decay: float = 0.0
-    pda: float = 0.0
-    relu_epochs: int = 0
-    aware_epochs: int = 0
-
-
-@dataclass(frozen=True)
 class DeployConfig:
     """backends: who runs the integer network. samples: how many held-out samples each runs, 0 for all; the first
     `states` of them with u and v recorded. The rest is Lava's: target, lanes side by side, seconds until a run is given
@@ -121,7 +97,7 @@ class Config:
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: TrainingSettings = field(default_factory=TrainingSettings)
     quantize: Precision = field(default_factory=Precision)
     deploy: DeployConfig = field(default_factory=DeployConfig)
 

@@ -85,13 +85,18 @@ def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
         from train.trainer import fit
 
         def show(batch: dict[str, Any]) -> None:
-            done = (batch["epoch"] - 1) * batch["batches"] + batch["batch"]
-            note = f"epoch {batch['epoch']}/{batch['epochs']}, accuracy {batch['accuracy']:.1%}"
-            progress("train", done, batch["epochs"] * batch["batches"], note)
+            progress("train", *of_batch(batch))
 
         fit(*prepare(config), folder.path / "train", show, aware=aware(config))
 
     return folder.step("train", decides_training(config), [], [WEIGHTS, METRICS], work)
+
+
+def of_batch(batch: dict[str, Any]) -> tuple[int, int, str]:
+    """How far a training is that tells of this batch: batches done, their total, and a note."""
+    done = (batch["epoch"] - 1) * batch["batches"] + batch["batch"]
+    note = f"epoch {batch['epoch']}/{batch['epochs']}, accuracy {batch['accuracy']:.1%}"
+    return done, batch["epochs"] * batch["batches"], note
 
 
 def aware(config: Config) -> Callable[[SpikingNetwork], SpikingNetwork]:

@@ -46,7 +46,7 @@ def check(network: SpikingNetwork, converted_only: bool) -> None:
 class Rectifier(Readout):
     """In place of a LIF: max(current + bias, 0)."""
 
-    def forward(self, current: Tensor, bias: Tensor | None = None, recurrent: Tensor | None = None) -> Tensor:
+    def forward(self, current: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.relu(super().forward(current, bias))
 
 

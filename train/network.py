@@ -90,16 +90,19 @@ class SpikingNetwork(nn.Module):
         return {name: emitted for name, emitted, _ in ran}, membranes
 
     @property
+    def neurons(self) -> dict[str, LIF]:
+        """The LIF neurons by population; readouts and max pooling have none."""
+        return {stage.name: stage.neuron for stage in self.stages if isinstance(stage.neuron, LIF)}
+
+    @property
     def learned_widths(self) -> dict[str, nn.Parameter]:
         """Surrogate widths that are learned, by population."""
-        neurons = {stage.name: stage.neuron for stage in self.stages if isinstance(stage.neuron, LIF)}
-        return {name: lif.width for name, lif in neurons.items() if isinstance(lif.width, nn.Parameter)}
+        return {name: lif.width for name, lif in self.neurons.items() if isinstance(lif.width, nn.Parameter)}
 
     def keep_in_range(self) -> None:
         """What a trainer calls after each step of its optimiser: neurons' own parameters go back to their ranges."""
-        for stage in self.stages:
-            if isinstance(stage.neuron, LIF):
-                stage.neuron.keep_in_range()
+        for neuron in self.neurons.values():
+            neuron.keep_in_range()
 
     @torch.no_grad()
     def rasters(self, spikes: Tensor) -> dict[str, Tensor]:

@@ -26,7 +26,6 @@ from train.datasets import Dataset, Samples
 from train.encoding import Encoding, batches, encode
 from train.modes import evaluating
 from train.network import SpikingNetwork
-from train.neurons import LIF
 from train.objectives import predict
 from train.time_weights import FIRST_EPOCH, followed, right_by_step, weighted
 from train.training import Training
@@ -133,7 +132,7 @@ def check(network: SpikingNetwork, training: Training) -> None:
     """Raises UserError for a network that cannot be trained so."""
     if training.online:
         online.check(network)
-    if training.pda and not any(isinstance(stage.neuron, LIF) for stage in network.stages):
+    if training.pda and not network.neurons:
         raise UserError(
             f"pda = {training.pda} in a network without LIF neurons: it acts on their membranes; set pda = 0"
         )

@@ -9,8 +9,8 @@ from base.errors import UserError
 
 
 @dataclass(frozen=True)
-class Training:
-    """AdamW, its learning rate falling along half a cosine to 0. Raises UserError for values that cannot work.
+class TrainingSettings:
+    """All but the seed, as a configuration says it.
 
     weight_decay: decoupled, of synapses' weights alone: no biases, norms, decays, k or widths.
     pda: how much the penalty of `objectives.pda` weighs, 0 for none; 0.001 to 0.1 is usual.
@@ -35,6 +35,12 @@ class Training:
     input_trace: bool = True
     relu_epochs: int = 0
     aware_epochs: int = 0
+
+
+@dataclass(frozen=True)
+class Training(TrainingSettings):
+    """AdamW, its learning rate falling along half a cosine to 0. Raises UserError for values that cannot work."""
+
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from train import online
 from train.modes import dropping_out
 from train.network import SpikingNetwork
-from train.neurons import LIF
 from train.objectives import loss, loss_of_step, pda
 from train.time_weights import weighted
 from train.training import Training
@@ -87,6 +86,5 @@ def step_by_step(
 
 def _shift(network: SpikingNetwork, membranes: dict[str, Tensor]) -> Tensor:
     """The mean over populations of how far their membranes are from where a normed input would bring them."""
-    neurons = {stage.name: stage.neuron for stage in network.stages if isinstance(stage.neuron, LIF)}
-    spreads = {name: neuron.threshold * neuron.spread_gain for name, neuron in neurons.items()}
+    spreads = {name: neuron.threshold * neuron.spread_gain for name, neuron in network.neurons.items()}
     return torch.stack([pda(membranes[name], spread) for name, spread in spreads.items()]).mean()

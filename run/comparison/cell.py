@@ -60,10 +60,8 @@ def measure(config: Config, folder: Path, progress: Progress) -> dict[str, Any]:
     network, dataset, encoding, training = stages.prepare(config)
 
     def show(batch: dict[str, Any]) -> None:
-        done = (batch["epoch"] - 1) * batch["batches"] + batch["batch"]
-        # The last step is what follows the training.
-        note = f"epoch {batch['epoch']}/{batch['epochs']}, accuracy {batch['accuracy']:.1%}"
-        progress(done, batch["epochs"] * batch["batches"] + 1, note)
+        done, total, note = stages.of_batch(batch)
+        progress(done, total + 1, note)  # the last step is what follows the training
 
     epochs = fit(network, dataset, encoding, training, folder, show, aware=stages.aware(config))
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
