@@ -28,7 +28,7 @@ from train.modes import evaluating
 from train.network import SpikingNetwork
 from train.objectives import predict
 from train.time_weights import FIRST_EPOCH, followed, right_by_step, weighted
-from train.training import Training
+from train.training import Training, TrainingSettings
 from train.updates import by_backpropagation, optimizer_of, step_by_step
 
 EVALUATION_BATCH = 256
@@ -81,12 +81,12 @@ def fit(
         metrics += _start_from_relu(network, dataset, encoding, training, folder / "relu", told)
     network.time_weights = torch.ones(encoding.steps) if training.time_weights else None
     # Aware epochs change nothing of those before, whose state is therefore good for any number of them.
-    floats = replace(training, aware_epochs=0)
+    floats = replace(training, aware_epochs=0, aware_learning_rate=TrainingSettings.aware_learning_rate)
     told = _told(progress, before=training.relu_epochs, after=training.aware_epochs)
     _train(network, dataset, encoding, floats, folder / "state.safetensors", fingerprint, told, metrics, {})
     if aware is not None and training.aware_epochs:
         integers = aware(network)
-        again = replace(floats, epochs=training.aware_epochs, relu_epochs=0)
+        again = replace(floats, epochs=training.aware_epochs, learning_rate=training.aware_learning_rate, relu_epochs=0)
         told = _told(progress, before=training.relu_epochs + training.epochs)
         mark = {"aware": True}
         _train(integers, dataset, encoding, again, folder / "aware.safetensors", fingerprint, told, metrics, mark)

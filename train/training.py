@@ -21,7 +21,7 @@ class TrainingSettings:
     relu_epochs: for how many epochs the parts are trained with ReLU in place of neurons first, then converted
     (`train/conversion.py`). With epochs = 0 that is all.
     aware_epochs: for how many epochs training goes on with the forward pass of the integers (`quantize/aware.py`), the
-    learning rate falling from its start once more.
+    learning rate falling along a cosine of its own from `aware_learning_rate`.
     """
 
     epochs: int = 40
@@ -35,6 +35,7 @@ class TrainingSettings:
     input_trace: bool = True
     relu_epochs: int = 0
     aware_epochs: int = 0
+    aware_learning_rate: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ class Training(TrainingSettings):
         ):
             if getattr(self, name) < least:
                 raise UserError(f"training with {name} = {getattr(self, name)}: must be at least {least}")
-        if not 0 < self.learning_rate <= 1:
-            raise UserError(
-                f"training with learning_rate = {self.learning_rate}: must be above 0 and at most 1; 0.01 is usual"
-            )
+        for name, usual in (("learning_rate", "0.01"), ("aware_learning_rate", "0.001")):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(
+                    f"training with {name} = {getattr(self, name)}: must be above 0 and at most 1; {usual} is usual"
+                )
         if self.online not in ("", "a", "o"):
             raise UserError(
                 f"training with online = '{self.online}': must be 'a' (one update a batch), 'o' (one a step) or '' "
