@@ -47,7 +47,7 @@ def measure(path: Path) -> tuple[list[float], list[float], list[float]]:
 
     works = (
         updating(network),
-        updating(AwareNetwork(network)),
+        updating(AwareNetwork(network, spikes)),
         lambda: quantize(fold(network), network.input_shape, encoding.payload_bits),
     )
     rounds = [[seconds(work) for work in works] for _ in range(WARM_UP + PAIRS)][WARM_UP:]

@@ -8,12 +8,14 @@ neurons then compute with these integers, in floats that hold them exactly, in u
                 weights, biases, decays and shifted sums, passes its gradient straight through (Bengio et al.,
                 arXiv 1308.3432), and the scale counts as a constant
 
-Norms use the statistics that they remember, which stay as they are; their gains and offsets are trained.
+Norms use the statistics that they remember, and remember those of the integers' sums for the next update; their gains
+and offsets are trained.
 float32 is exact: `scales.quantize` lets no activation leave 16 bits, at 8 bits of fraction or less.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,48 +28,77 @@ from torch.nn import functional as F
 
 from base.errors import UserError
 from quantize.arithmetic import CURRENT_DECAY_OFFSET, DECAY_UNITY, STATE_LIMIT, STATE_SHIFT
-from quantize.fold import fold, pooling, unfolded
-from quantize.grids import EIGHT_BITS, Precision
-from quantize.integer_network import Connection, IntegerNetwork
-from quantize.scales import quantize
+from quantize.calibration import calibrate
+from quantize.fold import FoldedLayer, fold, pooling, unfolded
+from quantize.grids import EIGHT_BITS, Bits, Precision, levels
+from quantize.scales import Quantized, quantize_each
 from train.network import SpikingNetwork
 from train.neurons import LIF
-from train.parts import SumPool2d, over_channels, running_affine
+from train.parts import SumPool2d, over_channels, remembered, running_affine
 from train.scan import TILE, Neuron, fused_forward, fusible, lif_scan
-from train.surrogates import valued
-from train.wiring import Link, Norm, Stage, added, unchanging
+from train.wiring import INPUT, Link, Norm, Stage, added, unchanging
 
 STATE_UNIT = 1 << STATE_SHIFT
+
+
+def check(network: SpikingNetwork) -> None:
+    """Raises UserError for a network that aware training does not know."""
+    if network.input_is_bias:
+        raise UserError(
+            f"layer {network.stages[0].name} takes the input as a bias, which aware training does not know; set "
+            "direct = 'graded', or aware_epochs = 0"
+        )
 
 
 class AwareNetwork(SpikingNetwork):
     """The parts of a spiking network, the same modules by the same names, that run as the integers they would become.
 
-    precision: of the weights. A readout's currents are the integers divided by 64 and by its population's scale. Raises
-    UserError for a network whose input is a bias; its forward pass as `fold` and `quantize` do.
+    precision: of the weights. inputs: [T, B, *input_shape], by which `precision.calibration` clips them. A readout's
+    currents are the integers divided by 64 and by its population's scale.
+    Raises UserError for a network whose input is a bias; its forward pass as `fold` and `quantize` do.
     """
 
-    def __init__(self, network: SpikingNetwork, precision: Precision = EIGHT_BITS) -> None:
+    def __init__(self, network: SpikingNetwork, inputs: Tensor, precision: Precision = EIGHT_BITS) -> None:
         nn.Module.__init__(self)
+        check(network)
+        precision.check(stage.name for stage in network.stages)
         self.precision = precision
-        if network.input_is_bias:
-            raise UserError(
-                f"layer {network.stages[0].name} takes the input as a bias, which aware training does not know; set "
-                "direct = 'graded', or aware_epochs = 0"
-            )
         self.input_shape, self.payload_bits, self.input_is_bias = network.input_shape, network.payload_bits, False
         self.input_unit = 1.0
         self.register_buffer("time_weights", network.time_weights)
         self.stages = network.stages
         for name, part in network.named_children():
             self.add_module(name, part)
+        self.clips = None
+        if precision.scales != "calibrated":
+            self.clips = self._clips(calibrate(network, inputs, precision))
+
+    def _clips(self, layers: tuple[FoldedLayer, ...]) -> nn.ParameterDict:
+        """The clips of all that can be learned, as parameters; none is 0."""
+        clips = {layer.name: np.stack([np.asarray(c.clip) for c in layer.connections]) for layer in layers}
+        learned = self.precision.scales == "learned"
+        return nn.ParameterDict(
+            {
+                stage.name: nn.Parameter(torch.from_numpy(np.log2(np.where(found, found, 1.0))).float(), learned)
+                for stage in self.stages
+                if stage.neuron is not None
+                for found in [clips[stage.name]]
+            }
+        )
 
     def prepared(self) -> tuple[Stage, ...]:
         """The stages with the integers of the present weights."""
-        integers, rows = quantize(fold(self), self.input_shape, self.payload_bits, self.precision)
-        scales = {row["population"]: row["scale"] for row in rows}
+        each = {found.population.name: found for found in quantize_each(fold(self), self.payload_bits, self.precision)}
         return tuple(
-            stage if stage.neuron is None else _IntegerStage(**vars(stage), integers=integers, scale=scales[stage.name])
+            stage
+            if stage.neuron is None
+            else _IntegerStage(
+                **vars(stage),
+                integers=each[stage.name],
+                bits=self.precision.of(stage.name),
+                payload_max=(1 << self.payload_bits) - 1,
+                clips=None if self.clips is None else self.clips[stage.name],
+            )
             for stage in self.stages
         )
 
@@ -77,25 +108,24 @@ class AwareNetwork(SpikingNetwork):
 
 @dataclass(frozen=True, kw_only=True)
 class _IntegerStage(Stage):
-    """A stage and what quantization made of it. scale: activations to one unit of float weights."""
+    """A stage and what quantization made of it, with as many bits for each weight. clips: see SpikingNetwork."""
 
-    integers: IntegerNetwork
-    scale: float
+    integers: Quantized
+    bits: Bits
+    payload_max: int
+    clips: Tensor | None
 
     def forward(self, spikes: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        neuron, population = self.neuron, self.integers[self.name]
-        connections, recurrent = list(self.integers.into(self.name)), self.recurrent
+        neuron, population = self.neuron, self.integers.population
+        recurrent, scale = self.recurrent, float(self.integers.scale)
         if recurrent is not None:
-            feedback = connections.pop()
-            recurrent = _rounded_to(self._gain * recurrent, feedback.weight * 2.0**feedback.exponent)
-        activation, bias = added(
-            self._arriving(link, connection, spikes[link.source])
-            for link, connection in zip(self.links, connections, strict=True)
-        )
+            recurrent = self._on_grid(self._gain * recurrent, -1, self.integers.grids[-1].weight)
+        arriving = [self._arriving(place, spikes[link.source]) for place, link in enumerate(self.links)]
+        activation, bias = added(arriving)
         assert bias is not None
         bias = _rounded_to(bias, population.bias / STATE_UNIT)
         if not isinstance(neuron, LIF):
-            return (activation + bias) / self.scale, None
+            return (activation + bias) / scale, None
         how = neuron.backward(len(activation), self.current_spread)
         emitted, membrane = lif_scan(
             activation,
@@ -105,25 +135,32 @@ class _IntegerStage(Stage):
             threshold=float(population.threshold_mant),
             reset=neuron.reset,
             floor=neuron.floor,
-            backward=replace(how, width=self.scale * how.width),
+            backward=replace(how, width=scale * how.width),
             recurrent=recurrent,
             forward=integer_forward,
         )
-        return emitted, membrane / self.scale
+        return emitted, membrane / scale
 
     @property
     def _gain(self) -> float | Tensor:
         """What floats are multiplied by on their way to activations, KLIF's k included."""
-        k = self.neuron.k if isinstance(self.neuron, LIF) else None
-        return self.scale if k is None else self.scale * k
+        k, scale = self.neuron.k if isinstance(self.neuron, LIF) else None, float(self.integers.scale)
+        return scale if k is None else scale * k
 
-    def _arriving(self, link: Link, connection: Connection, spikes: Tensor) -> tuple[Tensor, Tensor]:
-        """What spikes [T, B, *source] add to the activation, [T, B, *shape], and the link's bias, not yet rounded."""
+    def _arriving(self, place: int, spikes: Tensor) -> tuple[Tensor, Tensor]:
+        """What spikes [T, B, *source] add to the activation, [T, B, *shape], through the link of that place, and its
+        bias, not yet rounded."""
+        link = self.links[place]
         weight, bias = self._folded(link)
-        weight = _rounded_to(weight, unfolded(link, connection.weight) * 2.0**connection.exponent)
+        weight = self._on_grid(weight, place, unfolded(link, self.integers.grids[place].weight))
         summing = tuple(SumPool2d(part.kernel_size) if isinstance(part, nn.AvgPool2d) else part for part in link.before)
         pooled = replace(link, before=summing).pooled(spikes[:1] if unchanging(spikes) else spikes)
-        activation = _Floor.apply(link.conducted(pooled.flatten(0, 1), weight)).unflatten(0, pooled.shape[:2])
+        activation = _Floor.apply(link.conducted(pooled.flatten(0, 1), weight))
+        if isinstance(link.norm, Norm) and link.norm.training:
+            with torch.no_grad():
+                gain, _ = running_affine(link.norm)
+                remembered(link.norm, activation, self._gain * torch.where(gain == 0, 1.0, gain))
+        activation = activation.unflatten(0, pooled.shape[:2])
         return activation.expand(len(spikes), *activation.shape[1:]), over_channels(bias, len(self.output_shape))
 
     def _folded(self, link: Link) -> tuple[Tensor, Tensor]:
@@ -136,14 +173,62 @@ class _IntegerStage(Stage):
             gain, offset = running_affine(link.norm)
             weight, bias = weight * over_channels(gain, weight.dim()), offset + gain * bias
         _, share = pooling(link)
-        unit = 1 / self.integers.payload_max(link.source)
+        unit = 1 / self.payload_max if link.source == INPUT else 1.0
         return self._gain * share * unit * weight, self._gain * bias
+
+    def _on_grid(self, scaled: Tensor, place: int, mantissas: np.ndarray) -> Tensor:
+        """A connection's weights, in units of activation, as the integers they became.
+
+        The clip learns as its logarithm (Jain et al., arXiv 1903.08066), by the gradient that its step size has where
+        rounding passes the weights' straight through (LSQ, Esser et al., arXiv 1902.08153): of a weight w on level q,
+        q - w / step, and of a clipped one the level, which the weight itself then learns nothing of.
+        """
+        integers = torch.from_numpy(np.ascontiguousarray(mantissas)).to(scaled)
+        integers *= 2.0 ** self.integers.grids[place].exponent
+        if self.clips is None or not self.clips.requires_grad:
+            return _Straight.apply(scaled, integers)
+        return _LearnedClip.apply(scaled, integers, self.clips[place], float(self.integers.scale), self.bits)
 
 
 def _rounded_to(scaled: float | Tensor, integers: np.ndarray) -> Tensor:
     """The integers, or their multiples of a power of two, with the gradient of what they were rounded from."""
     scaled = torch.as_tensor(scaled)
-    return valued(scaled, torch.from_numpy(np.asarray(integers, np.float32)).to(scaled))
+    return _Straight.apply(scaled, torch.from_numpy(np.asarray(integers, np.float32)).to(scaled).expand(scaled.shape))
+
+
+class _Straight(torch.autograd.Function):
+    """What values were rounded to; the gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rounded: Tensor) -> Tensor:
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _LearnedClip(torch.autograd.Function):
+    """What weights times `scale` were rounded to, with a gradient for the base-2 logarithm of their clip, [] or [O]."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, rounded: Tensor, clip: Tensor, scale: float, bits: Bits) -> Tensor:
+        ctx.save_for_backward(weights, rounded, clip)
+        ctx.scale, ctx.bits = scale, bits
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weights, rounded, clip = ctx.saved_tensors
+        if ctx.bits == 1:
+            of_weights, of_clip = grad, grad * rounded
+        else:
+            least, most = levels(ctx.bits)
+            reach = over_channels(ctx.scale * clip.exp2(), weights.dim())
+            of_weights = grad * ((weights <= reach) & (weights >= reach * (least / most)))
+            of_clip = grad * rounded - of_weights * weights
+        rows = of_clip.flatten(1).sum(1) if clip.dim() else of_clip.sum()
+        return of_weights, None, math.log(2) * rows, None, None
 
 
 class _Floor(torch.autograd.Function):

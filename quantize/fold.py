@@ -7,7 +7,6 @@ population of its own. A folded population fires the spikes of the one it came f
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,12 +26,14 @@ Pair = tuple[int, int]
 @dataclass(frozen=True, eq=False)
 class FoldedConnection:
     """weight [O, I] over the flattened source or [O, C / groups, kh, kw]; `geometry` holds a convolution's stride,
-    padding, dilation and groups, and is empty for a dense one. delay in steps."""
+    padding, dilation and groups, and is empty for a dense one. delay in steps. clip: where weights are clipped when
+    they are rounded, [] or per channel [O]; None where that is still to be found."""
 
     source: str
     weight: np.ndarray
     geometry: dict[str, Any] = field(default_factory=dict)
     delay: int = 0
+    clip: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +67,19 @@ def fold(network: SpikingNetwork) -> tuple[FoldedLayer, ...]:
         for connection in layer.connections:
             if connection.source == INPUT:
                 connection.weight[...] *= 1 / (2**network.payload_bits - 1)
+    if network.clips is not None:
+        layers = tuple(_clipped(layer, network.clips) for layer in layers)
     if network.time_weights is None:
         return layers
     *others, output = layers
     return (*others, replace(output, time_weights=_float64(output.name, "time weight", network.time_weights)))
+
+
+def _clipped(layer: FoldedLayer, clips: nn.ParameterDict) -> FoldedLayer:
+    if layer.name not in clips:  # nothing is learned of maxima
+        return layer
+    joined = zip(layer.connections, 2.0 ** _float64(layer.name, "clip", clips[layer.name]), strict=True)
+    return replace(layer, connections=tuple(replace(connection, clip=clip) for connection, clip in joined))
 
 
 def _fold_stage(stage: Stage) -> FoldedLayer:
@@ -125,11 +135,11 @@ def _fold_link(layer: str, link: Link, shape: tuple[int, ...]) -> tuple[FoldedCo
         weight = np.diag(weight)
     if len(shape) == 1 and window != (1, 1):
         weight = _dense_after_pooling(weight, link.input_shape, window)
-    return FoldedConnection(link.source, weight * share, geometry), bias
+    return FoldedConnection(link.source, weight if share == 1 else weight * share, geometry), bias
 
 
 def _norm(layer: str, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
-    gain, offset = running_affine(copy.deepcopy(norm).double())
+    gain, offset = running_affine(norm, torch.float64)
     return _float64(layer, "gain of the norm", gain), _float64(layer, "offset of the norm", offset)
 
 
@@ -204,9 +214,9 @@ def _pair(value: Any) -> Pair:
 
 def _float64(layer: str, what: str, tensor: torch.Tensor) -> np.ndarray:
     values = tensor.detach().cpu().double().numpy().copy()
-    broken = np.argwhere(~np.isfinite(values))
-    if len(broken):
-        position = tuple(int(i) for i in broken[0])
+    finite = np.isfinite(values)
+    if not finite.all():
+        position = tuple(int(i) for i in np.argwhere(~finite)[0])
         raise UserError(
             f"layer '{layer}': {what} at {position} is {values[position]}; only finite weights can be quantized, "
             "train again with a lower learning rate."

@@ -11,46 +11,66 @@ The largest level stands for the clip. In mantissas one level is 2^(9 - bits), a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 
 from base.errors import UserError, nearest
-from quantize.arithmetic import EXPONENT_MIN, WEIGHT_MIN, WEIGHT_STEP
+from quantize.arithmetic import WEIGHT_MIN, WEIGHT_STEP
 
 Bits = int | str
 TERNARY = "ternary"
 BITS: tuple[Bits, ...] = (8, 7, 6, 5, 4, 3, 2, 1, TERNARY)
-CALIBRATIONS = ("max", "percentile", "error")
+CALIBRATIONS = ("membrane", "error", "percentile", "max")
+SCALES = ("learned", "fixed", "calibrated")
 PERCENTILE = 99.9
 # What "error" tries: quarter octaves down from the largest weight, then sixteenths around the best of them.
 COARSE, FINE = 2.0 ** (-np.arange(20) / 4), 2.0 ** (np.array([0, -3, -2, -1, 1, 2, 3]) / 16)
+WEAKEST_CHANNEL = 16  # times weaker than the strongest: one weaker still gets no scale of its own, so thresholds fit
 
 
 @dataclass(frozen=True)
 class Precision:
-    """bits: of every layer's weights, 8 to 1 or "ternary"; per_layer: of some layers, by name. calibration: where the
-    weights of a connection are clipped: where clipping and rounding together cost the least squared error ("error"), at
-    the 99.9th percentile of their magnitudes ("percentile"), or at the largest ("max")."""
+    """bits: of every layer's weights, 8 to 1 or "ternary"; per_layer: of some layers, by name.
+
+    calibration: where the weights of a connection are clipped: where clipping and rounding together cost the least
+    squared error in the membranes behind them ("membrane", which takes samples: `quantize/calibration.py`) or in the
+    weights ("error"), at the 99.9th percentile of their magnitudes ("percentile"), or at the largest ("max").
+    scales: whether aware training learns the clips that it starts with ("learned"), keeps them ("fixed") or finds them
+    anew before every update ("calibrated"). per_channel: whether each neuron, or channel, that spikes has a clip and so
+    a threshold of its own.
+    """
 
     bits: Bits = 8
     per_layer: Mapping[str, Bits] = field(default_factory=dict)
-    calibration: str = "error"
+    calibration: str = "membrane"
+    scales: str = "learned"
+    per_channel: bool = False
 
     def __post_init__(self) -> None:
         chosen = {"bits": self.bits} | {f"per_layer.{name}": bits for name, bits in self.per_layer.items()}
         for key, bits in chosen.items():
             if bits not in BITS:
                 raise UserError(f"quantize.{key}: {bits!r} is no width of weights; give 8 to 1, or '{TERNARY}'.")
-        if self.calibration not in CALIBRATIONS:
+        for key, known in (("calibration", CALIBRATIONS), ("scales", SCALES)):
+            if getattr(self, key) not in known:
+                raise UserError(f"quantize.{key}: '{getattr(self, key)}' is none; {nearest(getattr(self, key), known)}")
+        if (self.calibration, self.scales) == ("membrane", "calibrated"):
             raise UserError(
-                f"quantize.calibration: '{self.calibration}' is none; {nearest(self.calibration, CALIBRATIONS)}"
+                "quantize.scales = 'calibrated' finds clips before every update, which calibration = 'membrane' is too "
+                "slow for; set scales = 'fixed' or 'learned', or calibration = 'error'."
             )
 
     def of(self, layer: str) -> Bits:
         return self.per_layer.get(layer, self.bits)
+
+    def separates(self, neuron: str) -> bool:
+        """Whether channels of such neurons are clipped each by itself; a readout's currents are compared, so all share
+        one scale."""
+        return self.per_channel and neuron == "lif"
 
     def check(self, layers: Iterable[str]) -> None:
         """Raises UserError for a name in per_layer that is none of the layers with weights."""
@@ -61,59 +81,114 @@ class Precision:
 
 
 EIGHT_BITS = Precision()
+WITHOUT_SAMPLES = Precision(calibration="error")
 
 
 class Grid(NamedTuple):
-    """One connection's mantissas, float weight * scale, and its exponent."""
+    """One connection's mantissas, float weight * scale ([], or [O] for each output by itself), and its exponent."""
 
     weight: np.ndarray
-    scale: float
+    scale: np.ndarray
     exponent: int
 
 
-def clip_of(weight: np.ndarray, bits: Bits, calibration: str) -> float:
-    """The magnitude that becomes the largest level; 0 for a connection of zeros."""
-    sizes = np.abs(weight[weight != 0])
-    if not sizes.size:
-        return 0.0
+class Step(NamedTuple):
+    """How a connection's weights become mantissas: times scale, [] or [O], which is `finer` powers of two finer than
+    that of the strongest connection into the population."""
+
+    scale: np.ndarray
+    finer: int
+
+
+def clip_of(weight: np.ndarray, bits: Bits, calibration: str, per_channel: bool = False) -> np.ndarray:
+    """The magnitude that becomes the largest level, [], or per channel [O]; 0 for weights of zeros."""
+    rows = weight.reshape(len(weight) if per_channel else 1, -1)
+    sizes = np.abs(rows)
+    largest = sizes.max(axis=1)
     if calibration == "percentile":
-        return float(np.percentile(sizes, PERCENTILE))
-    clip = largest = float(sizes.max())
-    if calibration == "error":
-        for shares in (COARSE, FINE):
-            clips = np.minimum(clip * shares, largest).tolist()
-            clip = min(clips, key=lambda tried: _squared_error(weight, tried, bits))
-    return clip
+        clips = np.array([np.percentile(row[row > 0], PERCENTILE) if row.any() else 0.0 for row in sizes])
+    elif calibration == "max":
+        clips = largest
+    else:
+        clips = best_clip(largest, lambda clip: np.square(clipped(rows, clip, bits) - rows).sum(axis=1))
+    return clips if per_channel else clips[0]
 
 
-def largest_scale(clips: Sequence[float], bits: Bits, if_zero: float) -> float:
-    """From floats to mantissas of the connection with the largest clip, which becomes the largest level; `if_zero`
-    where all weights are zeros."""
-    _, most = _levels(bits)
-    return _unit(bits) * most / max(clips) if max(clips) else if_zero
+def best_clip(largest: np.ndarray, error: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The clips of least error among those tried, of the largest weights [C], each channel's error [C] by itself."""
+    best = largest
+    for shares in (COARSE, FINE):
+        tried = np.minimum(best * shares[:, None], largest)
+        best = tried[np.argmin([error(clip) for clip in tried], axis=0), np.arange(len(largest))]
+    return best
 
 
-def grids(weights: Sequence[np.ndarray], clips: Sequence[float], bits: Bits, exponent: int, scale: float) -> list[Grid]:
-    """The weights of every connection into one population, where the one with the largest clip has that exponent and
-    `largest_scale`.
+def steps_of(clips: Sequence[np.ndarray], bits: Bits, if_zero: float) -> list[Step]:
+    """How the weights of all connections into one population become mantissas, given where each is clipped.
 
-    Mantissa scales are powers of two apart, the finest under which the clips fit. What an exponent below the chip's
-    lacks is taken from the size of a level in mantissas, and where that is at its least, from the levels.
+    Scales are powers of two apart, the finest under which every clip fits. if_zero: the scale where all weights are 0.
     """
-    full, strongest = _unit(bits), max(clips)
+    _, most = levels(bits)
+    widest = [clip.max() for clip in clips]
+    strongest = max(widest)
+    if not strongest:
+        return [Step(np.asarray(if_zero), 0)] * len(clips)
     whole = round if bits == 1 else math.floor  # one bit clips nothing: the nearest power is the best
-    found = []
-    for weight, clip in zip(weights, clips, strict=True):
-        finer = whole(math.log2(strongest / clip)) if clip else 0
-        lacking = max(0, EXPONENT_MIN - (exponent - finer))
-        unit, own = max(full >> lacking, WEIGHT_STEP), scale * 2.0 ** (finer - lacking)
-        shown = np.sign(weight) * strongest / 2.0**finer if bits == 1 else weight
-        mantissas = unit * np.clip(np.rint(shown * own / unit), *_levels(bits))
-        found.append(Grid(mantissas.astype(np.int64), own, exponent - finer + lacking))
-    return found
+    finer = [whole(math.log2(strongest / clip)) if clip else 0 for clip in widest]
+    brought = [clip * 2.0**powers for clip, powers in zip(clips, finer, strict=True)]
+    shared = brought[int(np.argmax(widest))] if bits == 1 else np.max(brought, axis=0)
+    scale = _unit(bits) * most / np.maximum(shared, strongest / WEAKEST_CHANNEL)
+    return [Step(scale * 2.0**powers, powers) for powers in finer]
 
 
-def _levels(bits: Bits) -> tuple[int, int]:
+class Rounded(NamedTuple):
+    """Mantissas, int16, of weights times scale, [] or [O]; and the sums [O] of each row's positive and of its negative
+    ones, int64."""
+
+    weight: np.ndarray
+    scale: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
+
+
+def rounded(weight: np.ndarray, step: Step, bits: Bits, lacking: int) -> Rounded:
+    """The weights as mantissas, where the chip's least exponent lacks so many powers of two: these are taken from the
+    size of a level in mantissas, and where that is at its least, from the levels."""
+    unit, scale = max(_unit(bits) >> lacking, WEIGHT_STEP), step.scale * 2.0**-lacking
+    rows = weight.reshape(len(weight), -1)
+    mantissas = np.empty(rows.shape, np.int16)
+    levels_of = np.broadcast_to(scale / unit, len(rows))
+    positive, negative = _round_rows(rows, levels_of, *levels(bits), unit, bits == 1, mantissas)
+    return Rounded(mantissas.reshape(weight.shape), scale, positive, negative)
+
+
+@njit(cache=True)
+def _round_rows(rows, scale, least, most, unit, sign_alone, mantissas):  # type: ignore[no-untyped-def]
+    positive, negative = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+    for row in range(len(rows)):
+        for place in range(rows.shape[1]):
+            value = rows[row, place]
+            level = np.sign(value) if sign_alone else min(max(np.rint(value * scale[row]), least), most)
+            mantissa = np.int64(level) * unit
+            mantissas[row, place] = mantissa
+            positive[row] += max(mantissa, 0)
+            negative[row] += min(mantissa, 0)
+    return positive, negative
+
+
+def over_rows(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Values [] or [O] in the shape that broadcasts over weights [O, ...]."""
+    return values.reshape(-1, *[1] * (weight.ndim - 1)) if values.ndim else values
+
+
+def clipped(rows: np.ndarray, clips: np.ndarray, bits: Bits) -> np.ndarray:
+    """What weights [C, N], each row clipped at its own of clips [C], are on their grid, as floats."""
+    least, most = levels(bits)
+    step = np.where(clips > 0, clips, 1.0)[:, None] / most
+    return step * (np.sign(rows) if bits == 1 else np.clip(np.rint(rows / step), least, most))
+
+
+def levels(bits: Bits) -> tuple[int, int]:
     """The least and the largest one."""
     if isinstance(bits, str) or bits == 1:
         return -1, 1
@@ -122,12 +197,5 @@ def _levels(bits: Bits) -> tuple[int, int]:
 
 def _unit(bits: Bits) -> int:
     """One level in mantissas."""
-    least, _ = _levels(bits)
+    least, _ = levels(bits)
     return -WEIGHT_MIN // max(-least, 2)  # the chip has no +256
-
-
-def _squared_error(weight: np.ndarray, clip: float, bits: Bits) -> float:
-    least, most = _levels(bits)
-    step = clip / most
-    levels = np.sign(weight) if bits == 1 else np.clip(np.rint(weight / step), least, most)
-    return float(((step * levels - weight) ** 2).sum())

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from base.errors import UserError
 from quantize import arithmetic as rules
 from quantize.fold import FoldedLayer
-from quantize.grids import EIGHT_BITS, Grid, Precision, clip_of, grids, largest_scale
+from quantize.grids import WITHOUT_SAMPLES, Grid, Precision, Rounded, clip_of, over_rows, rounded, steps_of
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 
 THRESHOLD_MAX = (1 << rules.THRESHOLD_BITS) - 1
@@ -44,11 +44,20 @@ WEIGHT_BITS_TO_SPARE = 6  # of 8, where inputs are so wide or memory so long tha
 Row = dict[str, Any]
 
 
+class Quantized(NamedTuple):
+    """One layer in integers. scale: from floats to units of activation and threshold, [] or per channel [O]. grids: of
+    its connections, none where the input is a bias."""
+
+    population: Population
+    scale: np.ndarray
+    grids: tuple[Grid, ...]
+
+
 def quantize(
     layers: Sequence[FoldedLayer],
     input_shape: tuple[int, ...],
     payload_bits: int,
-    precision: Precision = EIGHT_BITS,
+    precision: Precision = WITHOUT_SAMPLES,
 ) -> tuple[IntegerNetwork, list[Row]]:
     """Folded layers as integers, the last one the output, and a table of every chosen integer: one row per connection,
     the first of a population with all that the population holds, of the output with its time weights.
@@ -58,38 +67,42 @@ def quantize(
     for a precision of layers that are not there.
     """
     precision.check(layer.name for layer in layers if not layer.input_is_bias)
-    populations: list[Population] = []
-    connections: list[Connection] = []
-    rows: list[Row] = []
-    payload = (1 << payload_bits) - 1
-    for layer in layers:
-        if layer.input_is_bias:
-            population, joined, table = _quantize_biased(layer, payload)
-        else:
-            population, joined, table = _quantize_layer(layer, payload, precision)
-        populations.append(population)
-        connections += joined
-        rows += table
+    each = quantize_each(layers, payload_bits, precision)
     output = layers[-1]
     time_weights = None
     if output.time_weights is not None:
         time_weights = np.rint(rules.TIME_WEIGHT_UNITY * output.time_weights).astype(np.int64)
-        row = next(row for row in rows if row["population"] == output.name)
-        row |= {
-            "time_weights": _span(time_weights),
-            "time_weight_error": float(np.abs(time_weights / rules.TIME_WEIGHT_UNITY - output.time_weights).max()),
-        }
     biased = next((layer for layer in layers if layer.input_is_bias), None)
     network = IntegerNetwork(
         biased.shape if biased else tuple(input_shape),
-        tuple(populations),
-        tuple(connections),
+        tuple(quantized.population for quantized in each),
+        tuple(
+            Connection(joined.source, layer.name, grid.weight, grid.exponent, delay=joined.delay, **joined.geometry)
+            for layer, quantized in zip(layers, each, strict=True)
+            for joined, grid in zip(layer.connections, quantized.grids, strict=False)
+        ),
         output.name,
         payload_bits,
         time_weights,
         biased.name if biased else "",
     )
+    rows = [row for layer, quantized in zip(layers, each, strict=True) for row in _table(layer, quantized, precision)]
+    if time_weights is not None:
+        row = next(row for row in rows if row["population"] == output.name)
+        row |= {
+            "time_weights": _span(time_weights),
+            "time_weight_error": float(np.abs(time_weights / rules.TIME_WEIGHT_UNITY - output.time_weights).max()),
+        }
     return network, rows
+
+
+def quantize_each(layers: Sequence[FoldedLayer], payload_bits: int, precision: Precision) -> list[Quantized]:
+    """The layers as `quantize` takes them, one by one. Raises UserError likewise, for a register."""
+    payload = (1 << payload_bits) - 1
+    return [
+        _quantize_biased(layer, payload) if layer.input_is_bias else _quantize_layer(layer, payload, precision)
+        for layer in layers
+    ]
 
 
 def input_biases(layers: Sequence[FoldedLayer], network: IntegerNetwork, inputs: np.ndarray) -> np.ndarray:
@@ -109,9 +122,8 @@ def input_biases(layers: Sequence[FoldedLayer], network: IntegerNetwork, inputs:
     return np.broadcast_to(mantissas, (len(inputs), *mantissas.shape))
 
 
-def _quantize_biased(layer: FoldedLayer, payload: int) -> tuple[Population, list[Connection], list[Row]]:
+def _quantize_biased(layer: FoldedLayer, payload: int) -> Quantized:
     """A population whose bias the input is: no weights of its own, and a threshold without error."""
-    decay_u, decay_v = _decays(layer)
     (connection,) = layer.connections
     flat = connection.weight.reshape(len(connection.weight), -1)
     least, most = (layer.bias + payload * part.sum(axis=1) for part in (flat.clip(max=0), flat.clip(min=0)))
@@ -127,83 +139,84 @@ def _quantize_biased(layer: FoldedLayer, payload: int) -> tuple[Population, list
             f"layer '{layer.name}': the threshold {layer.threshold:g} rounds to 0 on the grid of its bias, which the "
             f"input can bring to {largest:g}; lower the weights or raise the threshold."
         )
-    scale = threshold_mant / layer.threshold
-    population = Population(
-        layer.name,
-        layer.shape,
-        decay_u=decay_u,
-        decay_v=decay_v,
-        threshold_mant=np.asarray(threshold_mant),
-        bias_mant=np.asarray(0),
-        bias_exp=bias_exp,
-        reset=layer.reset,
-        floor=layer.floor,
-    )
-    row = {
-        "population": layer.name,
-        "from": f"{connection.source}, as bias",
-        "neurons": population.size,
-        "scale": scale,
-        "threshold": layer.threshold,
-        "threshold_mant": threshold_mant,
-        "threshold_error": 0.0,
-        "bias_min": round(STATE_UNIT * scale * least.min()),
-        "bias_max": round(STATE_UNIT * scale * most.max()),
-        "bias_exp": bias_exp,
-        "bias_error": 2**bias_exp / (2 * STATE_UNIT * scale),
-    }
-    return population, [], [row | _decay_columns(layer, decay_u, decay_v)]
+    population = _population(layer, np.asarray(threshold_mant), np.asarray(0), bias_exp)
+    return Quantized(population, np.asarray(threshold_mant / layer.threshold), ())
 
 
-def _quantize_layer(
-    layer: FoldedLayer, payload: int, precision: Precision
-) -> tuple[Population, list[Connection], list[Row]]:
-    decay_u, decay_v = _decays(layer)
-    fitting = _fitting(layer, int(decay_u.min()), payload, precision)
-    scale = _state_scale(fitting)
-    threshold = round(scale * layer.threshold)
+def _quantize_layer(layer: FoldedLayer, payload: int, precision: Precision) -> Quantized:
+    decay_u, _ = _decays(layer)
+    found = _fitting(layer, int(decay_u.min()), payload, precision)
+    scale = found[0].scale * 2.0 ** found[0].exponent  # the same by every connection
     bias_mant, bias_exp = _bias(np.rint(STATE_UNIT * scale * layer.bias).astype(np.int64))
-    population = Population(
+    population = _population(layer, np.rint(scale * layer.threshold).astype(np.int64), bias_mant, bias_exp)
+    return Quantized(population, scale, tuple(found))
+
+
+def _population(layer: FoldedLayer, threshold: np.ndarray, bias_mant: np.ndarray, bias_exp: int) -> Population:
+    """threshold and bias_mant: [], or [O] for each channel or neuron."""
+    over = (-1, *[1] * (len(layer.shape) - 1))
+    threshold, bias_mant = (values.reshape(over) if values.ndim else values for values in (threshold, bias_mant))
+    return Population(
         layer.name,
         layer.shape,
-        decay_u=decay_u,
-        decay_v=decay_v,
-        threshold_mant=np.asarray(threshold),
-        bias_mant=bias_mant if len(layer.shape) == 1 else bias_mant.reshape(-1, 1, 1),
+        *_decays(layer),
+        threshold_mant=threshold,
+        bias_mant=bias_mant,
         bias_exp=bias_exp,
         reset=layer.reset,
         floor=layer.floor,
         neuron=layer.neuron,
     )
-    connections, rows = [], []
-    for connection, grid in zip(layer.connections, fitting, strict=True):
-        geometry = {"delay": connection.delay, **connection.geometry}
-        connections.append(Connection(connection.source, layer.name, grid.weight, grid.exponent, **geometry))
-        rows.append(
+
+
+def _table(layer: FoldedLayer, quantized: Quantized, precision: Precision) -> list[Row]:
+    """Every integer chosen for one layer, a row per connection."""
+    population, scale = quantized.population, quantized.scale
+    rows: list[Row] = [
+        {
+            "population": layer.name,
+            "from": connection.source,
+            "neurons": population.size,
+            "weights": grid.weight.size,
+            "bits": precision.of(layer.name),
+            "levels": len(np.unique(grid.weight)),
+            "scale": _span(scale),
+            "exponent": grid.exponent,
+            "weight_min": int(grid.weight.min()),
+            "weight_max": int(grid.weight.max()),
+            "weight_error": float(
+                np.abs(over_rows(1 / grid.scale, grid.weight) * grid.weight - connection.weight).max()
+            ),
+        }
+        for connection, grid in zip(layer.connections, quantized.grids, strict=False)
+    ]
+    if layer.input_is_bias:
+        rows = [
             {
                 "population": layer.name,
-                "from": connection.source,
+                "from": f"{layer.connections[0].source}, as bias",
                 "neurons": population.size,
-                "weights": grid.weight.size,
-                "bits": precision.of(layer.name),
-                "levels": len(np.unique(grid.weight)),
-                "scale": scale,
-                "exponent": grid.exponent,
-                "weight_min": int(grid.weight.min()),
-                "weight_max": int(grid.weight.max()),
-                "weight_error": float(np.abs(grid.weight / grid.scale - connection.weight).max()),
+                "scale": _span(scale),
             }
-        )
+        ]
+        bias_error = 2**population.bias_exp / (2 * STATE_UNIT * float(scale))
+    else:
+        bias_error = float(np.abs(population.bias.reshape(-1) / (STATE_UNIT * scale) - layer.bias).max())
+    threshold = population.threshold_mant.reshape(-1)
     rows[0] |= {
         "threshold": layer.threshold,
-        "threshold_mant": threshold,
-        "threshold_error": abs(threshold / scale - layer.threshold),
+        "threshold_mant": _span(threshold),
+        "threshold_error": float(np.abs(threshold / scale - layer.threshold).max()),
         "bias_min": int(population.bias.min()),
         "bias_max": int(population.bias.max()),
-        "bias_exp": bias_exp,
-        "bias_error": float(np.abs((bias_mant << bias_exp) / (STATE_UNIT * scale) - layer.bias).max()),
-    } | _decay_columns(layer, decay_u, decay_v)
-    return population, connections, rows
+        "bias_exp": population.bias_exp,
+        "bias_error": bias_error,
+        "alpha": _span(layer.alpha),
+        "decay_u": _span(population.decay_u),
+        "beta": _span(layer.beta),
+        "decay_v": _span(population.decay_v),
+    }
+    return rows
 
 
 def _decays(layer: FoldedLayer) -> tuple[np.ndarray, np.ndarray]:
@@ -220,15 +233,6 @@ def _decays(layer: FoldedLayer) -> tuple[np.ndarray, np.ndarray]:
     return decay_u, decay_v
 
 
-def _decay_columns(layer: FoldedLayer, decay_u: np.ndarray, decay_v: np.ndarray) -> Row:
-    return {
-        "alpha": _span(layer.alpha),
-        "decay_u": _span(decay_u),
-        "beta": _span(layer.beta),
-        "decay_v": _span(decay_v),
-    }
-
-
 def _decay(layer: FoldedLayer, what: str) -> np.ndarray:
     lost = rules.DECAY_UNITY * (1 - np.asarray(getattr(layer, what), np.float64))
     return np.asarray(np.rint(lost), np.int64)
@@ -240,51 +244,69 @@ def _span(values: Any) -> Any:
     return least if least == most else f"{least:.4g}..{most:.4g}"
 
 
-def _state_scale(each: list[Grid]) -> float:
-    """From floats to units of activation and threshold; the same by every connection."""
-    return each[0].scale * 2.0 ** each[0].exponent
-
-
-def _fitting(layer: FoldedLayer, decay_u: int, payload: int, precision: Precision = EIGHT_BITS) -> list[Grid]:
+def _fitting(layer: FoldedLayer, decay_u: int, payload: int, precision: Precision) -> list[Grid]:
     """The grids of the largest exponent whose threshold and bias fit and under which no input can push a sum or current
     out."""
     memory = rules.DECAY_UNITY / (decay_u + rules.CURRENT_DECAY_OFFSET)  # how often a constant input adds up in u
-    weights = [connection.weight for connection in layer.connections]
-    bits = precision.of(layer.name)
-    clips = [clip_of(weight, bits, precision.calibration) for weight in weights]
-    bias, largest = np.abs(layer.bias).max(), max(np.abs(weight).max() for weight in weights)
-    of_mantissas = largest_scale(clips, bits, if_zero=1 / (layer.threshold or 1.0))
+    bits, weights = precision.of(layer.name), [connection.weight for connection in layer.connections]
+    steps = steps_of(clips_of(layer, precision), bits, if_zero=1 / (layer.threshold or 1.0))
+    of_mantissas = steps[0].scale * 2.0 ** -steps[0].finer
+    lacking: list[int] = []
+    threshold, bias = of_mantissas.max() * layer.threshold, np.abs(of_mantissas * layer.bias).max()
     for exponent in range(rules.EXPONENT_MAX, rules.EXPONENT_MIN - WEIGHT_BITS_TO_SPARE - 1, -1):
-        scale = of_mantissas * 2.0**exponent
         if (
-            round(scale * layer.threshold) > THRESHOLD_MAX
-            or STATE_UNIT * scale * bias > BIAS_MANTISSA_MAX << rules.BIAS_EXPONENT_MAX
+            round(threshold * 2.0**exponent) > THRESHOLD_MAX
+            or STATE_UNIT * bias * 2.0**exponent > BIAS_MANTISSA_MAX << rules.BIAS_EXPONENT_MAX
         ):
             continue  # before any weight is rounded
-        found = grids(weights, clips, bits, exponent, of_mantissas)
-        activation = _strongest_sum(layer, found, payload)
+        lacks = [max(0, rules.EXPONENT_MIN - (exponent - step.finer)) for step in steps]
+        if lacks != lacking:
+            lacking = lacks
+            each = [rounded(w, step, bits, lack) for w, step, lack in zip(weights, steps, lacking, strict=True)]
+        exponents = [exponent - step.finer + powers for step, powers in zip(steps, lacking, strict=True)]
+        activation = _strongest_sum(layer, each, exponents, payload)
         if activation <= ACTIVATION_MAX and STATE_UNIT * activation * memory < rules.STATE_LIMIT:
-            if round(scale * layer.threshold) < 1 and layer.neuron == "lif":
+            if layer.neuron == "lif" and round(of_mantissas.min() * 2.0**exponent * layer.threshold) < 1:
                 raise UserError(
                     f"layer '{layer.name}': the threshold {layer.threshold:g} rounds to 0 on the grid of its largest "
-                    f"weight {largest:g}; lower the weights or raise the threshold."
+                    f"weight {_largest(layer):g}; lower the weights or raise the threshold."
                 )
-            return found
+            return [Grid(made.weight, made.scale, power) for made, power in zip(each, exponents, strict=True)]
     raise UserError(
         f"layer '{layer.name}': no exponent in {rules.EXPONENT_MIN}..{rules.EXPONENT_MAX} holds threshold "
-        f"{layer.threshold:g}, bias up to {bias:g} and weights up to {largest:g} together; "
+        f"{layer.threshold:g}, bias up to {np.abs(layer.bias).max():g} and weights up to {_largest(layer):g} together; "
         "bring them closer to each other."
     )
 
 
-def _strongest_sum(layer: FoldedLayer, each: list[Grid], payload: int) -> float:
+def clips_of(layer: FoldedLayer, precision: Precision) -> list[np.ndarray]:
+    """Where the weights of each connection are clipped, [] or per channel [O]: where the layer says, or else where the
+    precision's calibration does. Raises UserError where that takes samples."""
+    if precision.calibration == "membrane" and any(connection.clip is None for connection in layer.connections):
+        raise UserError(
+            f"layer '{layer.name}': calibration = 'membrane' takes samples; quantize what `calibrate` of "
+            "quantize.calibration makes of the network, or choose calibration = 'error'."
+        )
+    bits, per_channel = precision.of(layer.name), precision.separates(layer.neuron)
+    return [
+        clip_of(connection.weight, bits, precision.calibration, per_channel)
+        if connection.clip is None
+        else connection.clip
+        for connection in layer.connections
+    ]
+
+
+def _largest(layer: FoldedLayer) -> float:
+    return float(max(np.abs(connection.weight).max() for connection in layer.connections))
+
+
+def _strongest_sum(layer: FoldedLayer, each: list[Rounded], exponents: list[int], payload: int) -> float:
     """The largest activation, either way, that any spikes of all sources together can give a neuron."""
     up = down = np.zeros(len(layer.bias))
-    for connection, grid in zip(layer.connections, each, strict=True):
-        flat = grid.weight.reshape(len(grid.weight), -1)
-        unit = (payload if connection.source == INPUT else 1) * 2.0**grid.exponent
-        up = up + np.ceil(flat.clip(min=0).sum(axis=1) * unit)
-        down = down + np.ceil(-flat.clip(max=0).sum(axis=1) * unit)
+    for connection, weights, exponent in zip(layer.connections, each, exponents, strict=True):
+        unit = (payload if connection.source == INPUT else 1) * 2.0**exponent
+        up = up + np.ceil(weights.positive * unit)
+        down = down + np.ceil(-weights.negative * unit)
     return float(max(up.max(), down.max()))
 
 

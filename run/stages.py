@@ -30,6 +30,8 @@ from run.config import Config
 from run.folder import RunFolder
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from deploy.lava.backend import LavaOptions
     from deploy.verify import Comparison
     from quantize.recording import Recording
@@ -69,13 +71,14 @@ def check(config: Config, before: Config | None, on_lava: bool) -> None:
     if on_lava and "lava" in config.deploy.backends:
         check_interpreter(options)
     if before is None or replace(config, deploy=before.deploy) != before:
+        from quantize.aware import check as check_aware
         from train.trainer import check
 
         network = _network(config)
         check(network, _training(config))
         config.quantize.check(stage.name for stage in network.stages if not stage.input_is_bias)
         if config.train.aware_epochs:
-            aware(config)(network)
+            check_aware(network)
 
 
 def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
@@ -99,8 +102,8 @@ def of_batch(batch: dict[str, Any]) -> tuple[int, int, str]:
     return done, batch["epochs"] * batch["batches"], note
 
 
-def aware(config: Config) -> Callable[[SpikingNetwork], SpikingNetwork]:
-    """What turns a network into the one whose forward pass is its integers."""
+def aware(config: Config) -> Callable[[SpikingNetwork, Tensor], SpikingNetwork]:
+    """What turns a network, by samples to calibrate it, into the one whose forward pass is its integers."""
     from quantize.aware import AwareNetwork
 
     return partial(AwareNetwork, precision=config.quantize)
@@ -112,18 +115,19 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
 
     def work() -> None:
         from quantize import engine, held_out, integer_network, recording
+        from quantize.calibration import calibrate
         from quantize.fidelity import fidelity
-        from quantize.fold import fold
         from quantize.scales import input_biases
         from quantize.scales import quantize as to_integers
         from train.checkpoint import load_weights
         from train.encoding import encode_all
-        from train.trainer import record
+        from train.trainer import calibration_inputs, record
 
-        encoding, network, test = _encoding(config), _network(config), _dataset(config).test
+        encoding, network, dataset = _encoding(config), _network(config), _dataset(config)
+        test = dataset.test
         load_weights(network, weights)
         progress("quantize", 0, 3, "choosing integers")
-        layers = fold(network)
+        layers = calibrate(network, calibration_inputs(dataset, encoding), config.quantize)
         integers, scales = to_integers(layers, network.input_shape, encoding.payload_bits, config.quantize)
         inputs = encode_all(test.values, encoding)
         if encoding.input_is_bias:

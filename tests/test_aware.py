@@ -78,7 +78,16 @@ def learn(network: SpikingNetwork, inputs: torch.Tensor, steps: int) -> None:
     network.eval()
 
 
-PRECISIONS = [Precision(), Precision(calibration="max"), Precision(4), Precision(2), Precision("ternary"), Precision(1)]
+FIXED = Precision(scales="fixed")
+PRECISIONS = [
+    *(Precision(bits) for bits in (8, 4, 2, "ternary", 1)),
+    *(Precision(bits, scales="fixed", calibration="error") for bits in (8, 3)),
+    *(
+        Precision(bits, scales="calibrated", calibration=calibration)
+        for bits in (8, 1)
+        for calibration in ("max", "error")
+    ),
+]
 
 
 @given(
@@ -102,9 +111,10 @@ def test_what_runs_in_training_is_what_is_quantized_spike_by_spike(
         assume(False)
     inputs = torch.randint(0, 2**payload_bits, (5, 4, 1, 8, 8), dtype=torch.uint8)
     learn(network, inputs, 1)  # norms, biases and decays are none of their initial values any more
-    aware = AwareNetwork(network, precision)
+    aware = AwareNetwork(network, inputs, precision)
     learn(aware, inputs, 2)
     emitted = aware.spikes(inputs)
+    network.clips = aware.clips
 
     integers, rows = quantize(fold(network), (1, 8, 8), payload_bits, precision)
     recording = reference.run(integers, inputs.numpy())
@@ -120,7 +130,7 @@ def test_what_runs_in_training_is_what_is_quantized_spike_by_spike(
 def test_input_that_never_changes_is_computed_once_and_the_same() -> None:
     network = build("4C3-AP2-8-4", (1, 8, 8), payload_bits=4, seed=0)
     inputs = torch.randint(0, 16, (1, 3, 1, 8, 8), dtype=torch.uint8)
-    aware, shown = AwareNetwork(network), inputs.expand(6, *inputs.shape[1:])
+    aware, shown = AwareNetwork(network, inputs), inputs.expand(6, *inputs.shape[1:])
     assert torch.equal(aware(shown), aware(shown.clone()))
 
 
@@ -214,7 +224,7 @@ def test_where_nothing_is_rounded_gradients_are_those_of_the_floats(name: str, n
     network = on_the_grid(SpikingNetwork((2, 6, 6), parts(name, neuron)))
     inputs = torch.from_numpy(np.random.default_rng(2).random((4, 5, 2, 6, 6)) < 0.3).byte()
     found = {}
-    for kind, ran in (("float", network), ("aware", AwareNetwork(network))):
+    for kind, ran in (("float", network), ("aware", AwareNetwork(network, inputs, FIXED))):
         network.zero_grad()
         emitted, membranes = ran.spikes_and_membranes(inputs)
         first, last = network.stages[0].name, network.stages[-1].name
@@ -227,18 +237,30 @@ def test_where_nothing_is_rounded_gradients_are_those_of_the_floats(name: str, n
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_norms_keep_their_statistics_and_learn_their_gains() -> None:
-    network = build("6C3-BN-4", (1, 8, 8), seed=0)
-    inputs = torch.randint(0, 2, (4, 6, 1, 8, 8), dtype=torch.uint8)
+def test_norms_remember_what_the_integers_sum_up_to_in_the_units_of_the_floats() -> None:
+    network = build("6C3-BN-4", (1, 8, 8), payload_bits=4, neuron=lambda: LIF(neuron="klif"), seed=0)
+    inputs = torch.randint(0, 16, (4, 6, 1, 8, 8), dtype=torch.uint8)
     learn(network, inputs, 1)
     norm = next(part for part in network.modules() if isinstance(part, nn.BatchNorm2d))
-    before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
-    learn(AwareNetwork(network), inputs, 2)
-    moved = {name for name, tensor in norm.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved == {"weight", "bias"}
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    current = network.get_submodule("conv1")(inputs.flatten(0, 1) / 15) - network.get_submodule("conv1").bias.view(
+        6, 1, 1
+    )
+    mean, variance = current.mean([0, 2, 3]), current.var([0, 2, 3])
+    expected = torch.lerp(norm.running_mean, mean, 0.1), torch.lerp(norm.running_var, variance, 0.1)
+    aware = AwareNetwork(network, inputs).train()
+    aware(inputs)
+    step = current.abs().max().item() / 100
+    torch.testing.assert_close(norm.running_mean, expected[0], rtol=0, atol=step)
+    torch.testing.assert_close(norm.running_var, expected[1], rtol=0.02, atol=step)
+    aware.eval()(inputs)
+    before = norm.running_mean.clone()
+    aware(inputs)
+    assert torch.equal(norm.running_mean, before)
 
 
 def test_input_as_a_bias_is_refused() -> None:
     network = build("8-4", (5,), payload_bits=4, input_is_bias=True, seed=0)
     with pytest.raises(UserError, match=r"layer dense1 takes the input as a bias, .* direct = 'graded'"):
-        AwareNetwork(network)
+        AwareNetwork(network, torch.zeros(1, 1, 5))

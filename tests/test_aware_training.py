@@ -21,7 +21,7 @@ from train.datasets import Dataset, Samples, load
 from train.encoding import Encoding, encode_all
 from train.network import SpikingNetwork
 from train.neurons import LIF
-from train.trainer import evaluate, fit
+from train.trainer import calibration_inputs, evaluate, fit
 from train.training import Training
 
 ENCODING = Encoding(steps=4)
@@ -51,7 +51,8 @@ def test_aware_epochs_end_with_weights_whose_integers_answer_as_the_training_saw
     loaded.time_weights = None
     integers, _ = quantize(fold(loaded), loaded.input_shape, 1)
     counts = engine.run(integers, encode_all(digits.test.values, ENCODING)).spikes[integers.output].sum(0, dtype=int)
-    assert evaluate(AwareNetwork(loaded), digits.test, ENCODING) == (counts.argmax(1) == digits.test.labels).mean()
+    aware = AwareNetwork(loaded, calibration_inputs(digits, ENCODING))
+    assert evaluate(aware, digits.test, ENCODING) == (counts.argmax(1) == digits.test.labels).mean()
 
 
 @pytest.mark.parametrize("killed_in", [2, 4])

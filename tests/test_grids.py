@@ -14,7 +14,7 @@ from base.errors import UserError
 from deploy.lava import models
 from quantize import engine, reference
 from quantize.fold import FoldedConnection, FoldedLayer, fold
-from quantize.grids import BITS, CALIBRATIONS, Bits, Precision, clip_of
+from quantize.grids import BITS, Bits, Precision, clip_of
 from quantize.integer_network import INPUT
 from quantize.scales import quantize
 from train.architecture import build
@@ -31,6 +31,7 @@ ALLOWED: dict[Bits, list[int]] = {
     "ternary": [-1, 0, 1],
     1: [-1, 1],
 }
+OF_WEIGHTS = ("error", "percentile", "max")
 MANTISSA: dict[Bits, int] = {8: 2, 7: 4, 6: 8, 5: 16, 4: 32, 3: 64, 2: 128, "ternary": 128, 1: 128}
 
 widths = pytest.mark.parametrize("bits", BITS)
@@ -43,7 +44,7 @@ def layer(*weights: np.ndarray, name: str = "a", **changes: object) -> FoldedLay
 
 
 @widths
-@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3), st.sampled_from(CALIBRATIONS))
+@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3), st.sampled_from(OF_WEIGHTS))
 @settings(max_examples=20)
 def test_every_weight_becomes_the_nearest_of_the_levels(bits: Bits, seed: int, size: float, calibration: str) -> None:
     weight = np.random.default_rng(seed).normal(size=(6, 20)) * size
@@ -84,7 +85,7 @@ def test_least_squared_error_is_what_a_scan_over_every_clip_finds(bits: Bits) ->
 
 
 @widths
-@pytest.mark.parametrize("calibration", CALIBRATIONS)
+@pytest.mark.parametrize("calibration", OF_WEIGHTS)
 @pytest.mark.parametrize("sign", [-1, 0, 1])
 def test_layers_of_one_sign_or_of_zeros_keep_it(bits: Bits, calibration: str, sign: int) -> None:
     weight = sign * np.random.default_rng(2).uniform(0.1, 1, (5, 7))
@@ -95,13 +96,13 @@ def test_layers_of_one_sign_or_of_zeros_keep_it(bits: Bits, calibration: str, si
 
 
 def test_one_bit_leaves_what_is_no_synapse_none() -> None:
-    network, _ = quantize([layer(np.diag([0.5, -0.25, 0.75]))], (3,), 1, Precision(1))
+    network, _ = quantize([layer(np.diag([0.5, -0.25, 0.75]))], (3,), 1, Precision(1, calibration="error"))
     assert np.array_equal(network.connections[0].weight, 128 * np.diag([1, -1, 1]))
 
 
 def test_few_bits_lose_no_level_where_the_exponent_is_at_its_least() -> None:
     weight = np.random.default_rng(0).normal(size=(40, 64)) / 255
-    network, (row,) = quantize([layer(weight, alpha=0.99)], (64,), 8, Precision(4))
+    network, (row,) = quantize([layer(weight, alpha=0.99)], (64,), 8, Precision(4, calibration="error"))
     assert network.connections[0].exponent == -8
     assert abs(network.connections[0].weight).max() == 8 * 8  # a level is 8, no longer 32
     assert row["levels"] == 16
@@ -111,7 +112,7 @@ def test_few_bits_lose_no_level_where_the_exponent_is_at_its_least() -> None:
 def test_connections_of_different_strength_stand_in_the_proportion_of_their_weights(bits: Bits) -> None:
     rng = np.random.default_rng(3)
     both = rng.normal(size=(8, 60)), rng.normal(size=(8, 60)) / 11
-    network, rows = quantize([layer(*both)], (60,), 1, Precision(bits))
+    network, rows = quantize([layer(*both)], (60,), 1, Precision(bits, calibration="error"))
     strengths = [
         np.abs(connection.weight).mean() * 2.0**connection.exponent / row["scale"]
         for connection, row in zip(network.connections, rows, strict=True)
@@ -124,7 +125,7 @@ def test_a_layer_may_have_bits_of_its_own() -> None:
     rng = np.random.default_rng(0)
     first = layer(rng.normal(size=(30, 40)))
     second = replace(first, name="b", connections=(FoldedConnection("a", rng.normal(size=(30, 30))),))
-    network, rows = quantize([first, second], (40,), 1, Precision(4, {"b": "ternary"}))
+    network, rows = quantize([first, second], (40,), 1, Precision(4, {"b": "ternary"}, "error"))
     assert [row["bits"] for row in rows] == [4, "ternary"]
     assert [len(np.unique(connection.weight)) for connection in network.connections] == [16, 3]
 
@@ -136,7 +137,7 @@ def test_every_backend_runs_every_width_alike(bits: Bits) -> None:
         ("6C3S2-AP2-12-4", {"reset": "soft", "floor": True, "threshold": 0.1}),
     ):
         layers = fold(build(notation, (1, 8, 8), neuron=partial(LIF, **changes), payload_bits=4, seed=2))
-        network, _ = quantize(layers, (1, 8, 8), 4, Precision(bits))
+        network, _ = quantize(layers, (1, 8, 8), 4, Precision(bits, calibration="error"))
         inputs = np.random.default_rng(0).integers(0, 16, (8, 3, 1, 8, 8)).astype(np.uint8)
         expected = reference.run(network, inputs, 3)
         assert all(raster.any() for raster in expected.spikes.values())

@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from base.errors import UserError
 from base.files import whole_file
@@ -36,7 +36,9 @@ def load_weights(network: SpikingNetwork, path: Path) -> None:
     Raises UserError for a file that is no safetensors file, does not fit the architecture, or holds NaN or infinity.
     """
     tensors, _ = _read(Path(path))
-    network.time_weights = tensors.get("time_weights")  # the training decided whether there are any
+    network.time_weights = tensors.get("time_weights")  # the training decided whether there are any, and clips
+    clips = {name.removeprefix("clips."): tensor for name, tensor in tensors.items() if name.startswith("clips.")}
+    network.clips = nn.ParameterDict(clips) if clips else None
     expected = network.state_dict()
     for name in [*expected, *tensors]:
         if name not in tensors:

@@ -26,6 +26,9 @@ class SpikingNetwork(nn.Module):
     time_weights: None, or how much each step of the output counts where it is read, float [T]; the output itself is not
     weighted. `train/time_weights.py` says where they come from.
 
+    clips: None, or by population the base-2 logarithm of where aware training clips the weights of each connection into
+    it, in their order, as `fold` gives these weights: [connections] or, per channel, [connections, C].
+
     input_shape: shape of one step of input, (C, H, W) or (N,). layers: parts with names, or plain parts that are then
     named by kind and population ("conv1", "lif1", "pool2", ...), or a module whose own forward() applies parts and adds
     currents (`train/tracing.py`); a population is called like its synapse or block.
@@ -49,6 +52,7 @@ class SpikingNetwork(nn.Module):
         self.input_is_bias = input_is_bias
         self.time_weights: Tensor | None
         self.register_buffer("time_weights", None)
+        self.clips: nn.ParameterDict | None = None
         if isinstance(layers, nn.Module) and not isinstance(layers, (nn.Sequential, nn.ModuleList)):
             named, self.stages = trace(self.input_shape, layers)
         else:

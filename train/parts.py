@@ -90,20 +90,33 @@ def batch_affine(norm: _BatchNorm, current: Tensor) -> tuple[Tensor, Tensor]:
     A norm is applied as gain and offset because they go different ways: the gain scales the synaptic current, the
     offset is a bias of the voltage, as both are once folded.
     """
+    mean, variance = remembered(norm, current)
+    return _affine(norm, mean, variance)
+
+
+def remembered(norm: _BatchNorm, current: Tensor, gain: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+    """Mean and variance [C] of currents [T * B, C, ...], which the norm adds to the statistics that it remembers.
+
+    gain: what the currents [C] have been multiplied by since the norm would have seen them, anything but 0.
+    """
     axes = [axis for axis in range(current.dim()) if axis != 1]
     variance, mean = torch.var_mean(current, axes, correction=0)
+    mean, variance = mean / gain, variance / gain**2
     count = current.numel() // current.shape[1]
     with torch.no_grad():
         running_mean, running_var = _running(norm)
         assert norm.momentum is not None
-        running_mean.lerp_(mean, norm.momentum)
-        running_var.lerp_(variance * (count / max(count - 1, 1)), norm.momentum)
+        # New tensors: a backward pass may still want the old ones.
+        norm.running_mean = running_mean.lerp(mean, norm.momentum)
+        norm.running_var = running_var.lerp(variance * (count / max(count - 1, 1)), norm.momentum)
+    return mean, variance
+
+
+def running_affine(norm: _BatchNorm, precision: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Gain and offset [C] of a norm in evaluation, from the statistics that it remembers; perhaps in another precision
+    than theirs."""
+    mean, variance = (values.to(precision) for values in _running(norm))
     return _affine(norm, mean, variance)
-
-
-def running_affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Gain and offset [C] of a norm in evaluation: from the statistics that it remembers."""
-    return _affine(norm, *_running(norm))
 
 
 def _running(norm: _BatchNorm) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from base.errors import UserError
 from base.files import write_text
@@ -32,7 +33,7 @@ from train.training import Training, TrainingSettings
 from train.updates import by_backpropagation, optimizer_of, step_by_step
 
 EVALUATION_BATCH = 256
-CALIBRATION_SAMPLES = 512  # of the training part, by which a ReLU network is converted
+CALIBRATION_SAMPLES = 512  # of the training part, by which a ReLU network is converted and weights are clipped
 SETTLED_EPOCHS, SETTLED = 5, 0.01  # a learned width that moved less than this share in so many epochs stays as it is
 
 Progress = Callable[[dict[str, Any]], None]
@@ -46,12 +47,12 @@ def fit(
     folder: Path,
     progress: Progress | None = None,
     fingerprint: str = "",
-    aware: Callable[[SpikingNetwork], SpikingNetwork] | None = None,
+    aware: Callable[[SpikingNetwork, Tensor], SpikingNetwork] | None = None,
 ) -> Metrics:
     """Train the network in place and leave it in evaluation mode.
 
-    aware: gives the network, on the same parts, whose forward pass `training.aware_epochs` use; it lives above this
-    floor (`quantize.aware.AwareNetwork`).
+    aware: gives the network, on the same parts, whose forward pass `training.aware_epochs` use, made from this one and
+    `calibration_inputs`; it lives above this floor (`quantize.aware.AwareNetwork`).
     Returns one line of metrics per epoch, with validation accuracy if there is that part; epochs as a ReLU network come
     first, marked by "relu", aware ones last, marked by "aware".
 
@@ -80,17 +81,18 @@ def fit(
         told = _told(progress, after=training.epochs + training.aware_epochs)
         metrics += _start_from_relu(network, dataset, encoding, training, folder / "relu", told)
     network.time_weights = torch.ones(encoding.steps) if training.time_weights else None
+    network.clips = None
     # Aware epochs change nothing of those before, whose state is therefore good for any number of them.
     floats = replace(training, aware_epochs=0, aware_learning_rate=TrainingSettings.aware_learning_rate)
     told = _told(progress, before=training.relu_epochs, after=training.aware_epochs)
     _train(network, dataset, encoding, floats, folder / "state.safetensors", fingerprint, told, metrics, {})
     if aware is not None and training.aware_epochs:
-        integers = aware(network)
+        integers = aware(network, calibration_inputs(dataset, encoding))
         again = replace(floats, epochs=training.aware_epochs, learning_rate=training.aware_learning_rate, relu_epochs=0)
         told = _told(progress, before=training.relu_epochs + training.epochs)
         mark = {"aware": True}
         _train(integers, dataset, encoding, again, folder / "aware.safetensors", fingerprint, told, metrics, mark)
-        network.time_weights = integers.time_weights
+        network.time_weights, network.clips = integers.time_weights, integers.clips
     network.eval()
     _write(metrics, folder)
     save_weights(network, folder / "weights.safetensors")
@@ -151,9 +153,14 @@ def _start_from_relu(
     """Train the network's parts with ReLU in place of its neurons, and convert their weights in place."""
     relu = Training(training.relu_epochs, training.batch_size, training.learning_rate, training.weight_decay)
     metrics = fit(AnalogNetwork(network), dataset, encoding, replace(relu, seed=training.seed), folder, progress)
-    chosen = np.arange(min(CALIBRATION_SAMPLES, len(dataset.train)))
-    convert(network, encode(dataset.train.values[chosen], chosen, encoding))
+    convert(network, calibration_inputs(dataset, encoding))
     return [{**line, "relu": True} for line in metrics]
+
+
+def calibration_inputs(dataset: Dataset, encoding: Encoding) -> Tensor:
+    """The first samples of the training part, encoded: [T, B, *shape]."""
+    chosen = np.arange(min(CALIBRATION_SAMPLES, len(dataset.train)))
+    return encode(dataset.train.values[chosen], chosen, encoding)
 
 
 def _told(progress: Progress | None, before: int = 0, after: int = 0) -> Progress | None:

@@ -45,7 +45,7 @@ class Training(TrainingSettings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least_epochs = 0 if self.relu_epochs > 0 else 1
+        least_epochs = 0 if self.relu_epochs > 0 or self.aware_epochs > 0 else 1
         for name, least in (
             ("epochs", least_epochs),
             ("relu_epochs", 0),

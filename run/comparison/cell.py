@@ -21,8 +21,8 @@ from base.errors import UserError
 from base.files import write_json
 from deploy.verify import compare
 from quantize import engine, recording, reference
+from quantize.calibration import calibrate
 from quantize.fidelity import fidelity
-from quantize.fold import fold
 from quantize.scales import quantize
 from run import stages
 from run.config import Config
@@ -31,7 +31,7 @@ from train.encoding import Encoding, batches, encode_all
 from train.modes import evaluating
 from train.network import SpikingNetwork
 from train.neurons import LIF
-from train.trainer import evaluate, fit, record
+from train.trainer import calibration_inputs, evaluate, fit, record
 
 CHECKED_SAMPLES = 4  # on which the engine is held against the reference; the reference is slow
 CURVE = ("epoch", "loss", "train_accuracy", "validation_accuracy")
@@ -66,7 +66,8 @@ def measure(config: Config, folder: Path, progress: Progress) -> dict[str, Any]:
     epochs = fit(network, dataset, encoding, training, folder, show, aware=stages.aware(config))
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     test = dataset.test
-    integers, _ = quantize(fold(network), network.input_shape, encoding.payload_bits, config.quantize)
+    layers = calibrate(network, calibration_inputs(dataset, encoding), config.quantize)
+    integers, _ = quantize(layers, network.input_shape, encoding.payload_bits, config.quantize)
     inputs = encode_all(test.values, encoding)
     ran = engine.run(integers, inputs)
     floats = recording.Recording("float", integers.hash, ran.inputs, record(network, test, encoding))
