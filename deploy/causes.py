@@ -24,6 +24,7 @@ from quantize.arithmetic import (
     Rules,
     conv_sum,
     dense_sum,
+    is_late,
     lif_step,
     readout_current,
     shift,
@@ -118,8 +119,9 @@ def _lags(network: IntegerNetwork) -> dict[str, int]:
 def voltage_before_reset(population: Population, u: np.ndarray, v_before: np.ndarray) -> np.ndarray:
     """What the contract compares with the threshold, int64 [..., *shape], from u of this step and v after the last."""
     never = replace(LOIHI_LIF_V1, fires=lambda v, threshold: np.zeros(v.shape, bool))
+    rules = LOIHI_LIF_V1 if is_late(population.reset) else never
     zero = np.zeros_like(u, np.int64)
-    return lif_step(zero, v_before, zero, rules=never, **_terms(population, bias=population.bias + u))[1]
+    return lif_step(zero, v_before, zero, rules=rules, **_terms(population, bias=population.bias + u))[1]
 
 
 def _step(
@@ -251,9 +253,21 @@ DEPARTURES: tuple[Departure, ...] = (
     Departure("v takes up the current of the step before", drives_with_last_current=True),
     Departure("u is cleared too when a neuron fires", clears_current=True),
     Departure(
-        "the reset is soft (minus the threshold) where the network says hard", neuron=lambda p: {"reset": "soft"}
+        "the reset is soft (minus the threshold) where the network says hard",
+        neuron=lambda p: {"reset": p.reset.replace("hard", "soft")},
     ),
-    Departure("the reset is hard (to 0) where the network says soft", neuron=lambda p: {"reset": "hard"}),
+    Departure(
+        "the reset is hard (to 0) where the network says soft",
+        neuron=lambda p: {"reset": p.reset.replace("soft", "hard")},
+    ),
+    Departure(
+        "the reset comes in the step after the spike where the network says at once",
+        neuron=lambda p: {"reset": p.reset if is_late(p.reset) else f"{p.reset}-late"},
+    ),
+    Departure(
+        "the reset comes at once where the network says in the step after the spike",
+        neuron=lambda p: {"reset": p.reset.removesuffix("-late")},
+    ),
     Departure("v has no floor at 0 where the network has one", neuron=lambda p: {"floor": False}),
     Departure("v has a floor at 0 where the network has none", neuron=lambda p: {"floor": True}),
     Departure("the bias is missing", neuron=lambda p: {"bias": np.zeros_like(p.bias)}),

@@ -7,7 +7,7 @@ each rule once and literally, in 64-bit NumPy integers. docs/arithmetic.md is th
     current      u = wrap(truncate(u (4096 - (decay_u + 1)) / 4096) + a 2^6)
     voltage      v = saturate(truncate(v (4096 - decay_v) / 4096) + u + bias)         and max(v, 0) with a floor
     spike        s = v > threshold 2^6
-    reset        v = 0 (hard) or v - threshold 2^6 (soft), where s
+    reset        v = 0 (hard) or v - threshold 2^6 (soft), where s; late, in the voltage of the next step
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ WEIGHT_STEP = 2
 EXPONENT_MIN, EXPONENT_MAX = -8, 7
 ACTIVATION_BITS = 16  # signed; Loihi 1 wraps beyond, Lava does not look
 DELAY_MAX = 62
+RESETS = ("hard", "soft", "hard-late", "soft-late")
 TIME_WEIGHT_UNITY = 1 << 16  # where the host weighs the output's steps: the integer that stands for 1
 
 
@@ -85,19 +86,30 @@ def lif_step(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One step of a population: (u, v, activation) -> (u, v after reset, spikes), each int64 of one shape, spikes bool.
 
-    `bias` is in state units (mantissa shifted by its exponent). Lava: `AbstractPyLifModelFixed.run_spk`.
+    `bias` is in state units (mantissa shifted by its exponent). A late reset is that of the step before, which the v
+    it left still tells. Lava: `AbstractPyLifModelFixed.run_spk`.
     """
+    hard, late = reset.startswith("hard"), is_late(reset)
+    threshold = np.asarray(np.int64(threshold_mant) << STATE_SHIFT)
     u, v = np.asarray(u, np.int64), np.asarray(v, np.int64)
     u = rules.truncate(u * (DECAY_UNITY - (np.int64(decay_u) + rules.current_decay_offset)))
     u = rules.wrap(u + (np.asarray(activation, np.int64) << STATE_SHIFT))
-    v = rules.truncate(v * (DECAY_UNITY - np.int64(decay_v)))
-    v = rules.saturate(v + u + np.int64(bias))
+    fired = rules.fires(v, threshold)
+    v = rules.truncate(v * (DECAY_UNITY - np.int64(decay_v))) + u + np.int64(bias)
+    if late:
+        v = np.where(fired, 0 if hard else v - threshold, v)
+    v = rules.saturate(v)
     if floor:
         v = np.maximum(v, 0)
-    threshold = np.int64(threshold_mant) << STATE_SHIFT
-    spikes = rules.fires(v, np.asarray(threshold))
-    v = np.where(spikes, 0 if reset == "hard" else v - threshold, v)
+    spikes = rules.fires(v, threshold)
+    if not late:
+        v = np.where(spikes, 0 if hard else v - threshold, v)
     return u, v, spikes
+
+
+def is_late(reset: str) -> bool:
+    """Whether neurons are reset in the step after the spike, as in snnTorch with `reset_delay`."""
+    return reset.endswith("-late")
 
 
 def readout_current(activation: np.ndarray, bias: np.ndarray | int) -> np.ndarray:

@@ -247,7 +247,7 @@ class _Floor(torch.autograd.Function):
 def integer_forward(
     activation: Tensor, bias: Tensor, neuron: Neuron, recurrent: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Spikes, and membranes before floor and reset, [T, M] each, of activations [T, M]: `arithmetic.lif_step`.
+    """Spikes, and membranes as of `plain_forward`, [T, M] each, of activations [T, M]: `arithmetic.lif_step`.
 
     Membranes, threshold and bias [M] are in units of activation. The shares are multiples of 1/4096. recurrent:
     [N, N] in units of activation too, whose sums are rounded down. See `Forward` of train/scan.py.
@@ -258,26 +258,33 @@ def integer_forward(
     alpha, beta = (torch.as_tensor(share, dtype=torch.float64) for share in (neuron.alpha, neuron.beta))
     drive, threshold = STATE_UNIT * bias.double(), STATE_UNIT * neuron.threshold
     u = v = torch.zeros_like(drive)
+    fired = torch.zeros_like(drive, dtype=torch.bool)
     for t, arriving in enumerate(activation):
         if recurrent is not None and t > 0:
             heard = F.linear(spikes[t - 1].view(-1, len(recurrent)), recurrent)
             arriving = arriving + heard.floor().view(-1)
         u = (alpha * u).trunc() + STATE_UNIT * arriving.double()
         u = torch.where(u > STATE_LIMIT, u - 2 * STATE_LIMIT, torch.where(u <= -STATE_LIMIT, u + 2 * STATE_LIMIT, u))
-        v = ((beta * v).trunc() + u + drive).clamp(-(STATE_LIMIT - 1), STATE_LIMIT - 1)
+        v = (beta * v).trunc() + u + drive
+        if neuron.late and not neuron.hard:
+            v = torch.where(fired, v - threshold, v)
+        v = v.clamp(-(STATE_LIMIT - 1), STATE_LIMIT - 1)
         membranes[t] = v / STATE_UNIT
+        if neuron.late and neuron.hard:
+            v = torch.where(fired, 0.0, v)
         fired = v > threshold
         spikes[t] = fired
         if neuron.floor:
             v = v.clamp(min=0)
-        v = torch.where(fired, 0.0 if neuron.hard else v - threshold, v)
+        if not neuron.late:
+            v = torch.where(fired, 0.0 if neuron.hard else v - threshold, v)
     return spikes, membranes
 
 
 @njit(cache=True, nogil=True)
-def _kernel(first, last, activation, bias, spikes, membranes, alpha, beta, threshold, hard, floor):  # type: ignore[no-untyped-def]
+def _kernel(first, last, activation, bias, spikes, membranes, alpha, beta, threshold, hard, floor, late):  # type: ignore[no-untyped-def]
     """Integers in float64: vector instructions multiply these, and 24 by 12 bits are exact. Casts cut towards zero."""
-    u, v = np.empty(TILE, np.float64), np.empty(TILE, np.float64)
+    u, v, kept = np.empty(TILE, np.float64), np.empty(TILE, np.float64), np.empty(TILE, np.float64)
     limit, one, zero = np.float64(STATE_LIMIT), np.float32(1), np.float32(0)
     level = np.float64(STATE_UNIT) * threshold
     for start in range(first, last, TILE):
@@ -292,16 +299,24 @@ def _kernel(first, last, activation, bias, spikes, membranes, alpha, beta, thres
                 u[i] = np.int32(keep_u[i] * u[i]) + np.float64(STATE_UNIT) * arriving[i]
             for i in range(size):
                 u[i] = u[i] - 2 * limit if u[i] > limit else (u[i] + 2 * limit if u[i] <= -limit else u[i])
+            kept[:] = v
             for i in range(size):
                 v[i] = np.int32(keep_v[i] * v[i]) + u[i] + np.float64(STATE_UNIT) * drive[i]
+            if late and not hard:
+                for i in range(size):
+                    v[i] = v[i] - level if kept[i] > level else v[i]
             for i in range(size):
                 v[i] = min(max(v[i], 1 - limit), limit - 1)
             for i in range(size):
                 pre[i] = np.float32(v[i] / STATE_UNIT)
+            if late and hard:
+                for i in range(size):
+                    v[i] = 0.0 if kept[i] > level else v[i]
             for i in range(size):
                 fired[i] = one if v[i] > level else zero
             if floor:
                 for i in range(size):
                     v[i] = max(v[i], 0.0)
-            for i in range(size):
-                v[i] = (0.0 if hard else v[i] - level) if v[i] > level else v[i]
+            if not late:
+                for i in range(size):
+                    v[i] = (0.0 if hard else v[i] - level) if v[i] > level else v[i]

@@ -20,6 +20,7 @@ from quantize.arithmetic import (
     DECAY_UNITY,
     STATE_LIMIT,
     STATE_SHIFT,
+    is_late,
     readout_current,
     shift,
 )
@@ -103,7 +104,7 @@ class _Layer:
             self._bias = shown.astype(np.int64) << population.bias_exp
         else:
             self._bias = np.broadcast_to(population.bias, population.shape).reshape(1, -1).copy()
-        self._modes = (population.reset == "hard", population.floor)
+        self._modes = (population.reset.startswith("hard"), is_late(population.reset), population.floor)
 
     def advance(self, window: slice, sources: dict[str, np.ndarray], products: dict[int, Product]) -> None:
         """Run the steps of `window`, which follow the ones run before."""
@@ -123,7 +124,7 @@ class _Layer:
 
 
 @njit(cache=True, nogil=True)
-def _scan(activation, u, v, keep_u, keep_v, threshold, bias, hard, floor, spikes, u_trace, v_trace):  # type: ignore[no-untyped-def]
+def _scan(activation, u, v, keep_u, keep_v, threshold, bias, hard, late, floor, spikes, u_trace, v_trace):  # type: ignore[no-untyped-def]
     """activation [T, B, N] int32; u, v [B, N] int32, updated; parameters [N] and bias [B or 1, N] int64; spikes
     [T, B, N]; traces [T, b, N].
 
@@ -144,11 +145,13 @@ def _scan(activation, u, v, keep_u, keep_v, threshold, bias, hard, floor, spikes
                     current += 2 * STATE_LIMIT
                 product = np.int64(v[b, n]) * keep_v[n]
                 voltage = ((product + ((product >> 63) & fraction)) >> DECAY_BITS) + current + own_bias[n]
+                if late and v[b, n] > threshold[n]:
+                    voltage = 0 if hard else voltage - threshold[n]
                 voltage = min(max(voltage, -(STATE_LIMIT - 1)), STATE_LIMIT - 1)
                 if floor:
                     voltage = max(voltage, 0)
                 fires = voltage > threshold[n]
-                if fires:
+                if fires and not late:
                     voltage = 0 if hard else voltage - threshold[n]
                 u[b, n] = current
                 v[b, n] = voltage

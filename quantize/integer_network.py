@@ -65,8 +65,8 @@ class Population:
                 raise UserError(f"{what}: {field} of shape {values.shape} does not broadcast to {self.shape}.")
             _set(self, field, values.astype(np.int32))
         _integers(f"{what}: bias_exp", self.bias_exp, 0, rules.BIAS_EXPONENT_MAX)
-        if self.reset not in ("hard", "soft"):
-            raise UserError(f"{what}: reset is '{self.reset}'; it is 'hard' or 'soft'.")
+        if self.reset not in rules.RESETS:
+            raise UserError(f"{what}: reset is '{self.reset}'; it is one of {', '.join(rules.RESETS)}.")
         if self.neuron not in ("lif", "none"):
             raise UserError(f"{what}: neuron is '{self.neuron}'; it is 'lif' or 'none'.")
 

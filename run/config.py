@@ -52,10 +52,10 @@ class DataConfig:
 class NetworkConfig:
     """architecture: the papers' notation, after the input, or the name of a preset ("mlp", "conv-small", "vggsnn",
     "ms-resnet"). readout: whether the last layer spikes or is read as "current". alpha, beta: shares of current and
-    voltage kept per step, and with learn_decay where learning starts, per_neuron for each neuron by itself. neuron:
-    "lif" or "klif", with scale_reset. Of the backward pass only: surrogate; width_by: "fixed" to width, learned from it
-    ("psg"), or from the norms' gain ("mpd-agl"); mask: the share of surrogate gradients dropped, rescale: the rest made
-    up for it; detach_reset."""
+    voltage kept per step, and with learn_decay where learning starts, per_neuron for each neuron by itself. reset:
+    "hard" or "soft", or either with "-late" behind it. neuron: "lif" or "klif", with scale_reset. Of the backward pass
+    only: surrogate; width_by: "fixed" to width, learned from it ("psg"), or from the norms' gain ("mpd-agl"); mask: the
+    share of surrogate gradients dropped, rescale: the rest made up for it; detach_reset."""
 
     architecture: str = "64-10"
     readout: str = "spikes"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from quantize.arithmetic import RESETS
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population, readout
 
 DECAYS = st.one_of(st.sampled_from([0, 1, 2048, 4094, 4095]), st.integers(0, 4095))
@@ -58,7 +59,7 @@ def populations(
         threshold_mant=draw(_per_neuron(THRESHOLDS, shape, stock)),
         bias_mant=rng.integers(-bias_span - (bias_span > 0), bias_span + 1, bias_shape),
         bias_exp=draw(st.integers(0, 7)),
-        reset="hard" if stock else draw(st.sampled_from(["hard", "soft"])),
+        reset="hard" if stock else draw(st.sampled_from(RESETS)),
         floor=False if stock else draw(st.booleans()),
     )
 

@@ -76,6 +76,23 @@ def test_soft_reset_subtracts_the_threshold_and_hard_reset_clears() -> None:
     assert rules.lif_step(*start, **(NEURON | {"reset": "soft"}))[1] == 150 * 64
 
 
+def test_a_late_reset_acts_on_what_the_next_step_has_reached() -> None:
+    neuron = NEURON | {"decay_v": 2048, "bias": 10}
+    start = (np.array([0]), np.array([0]), np.array([250]))
+    for reset, expected in (("hard-late", 0), ("soft-late", (250 * 64 + 10) // 2 + 99 * 64 + 10 - 100 * 64)):
+        u, v, spikes = rules.lif_step(*start, **(neuron | {"reset": reset}))
+        assert (v[0], spikes[0]) == (250 * 64 + 10, True)
+        u, v, spikes = rules.lif_step(u, v, np.array([99]), **(neuron | {"reset": reset}))
+        assert (v[0], spikes[0]) == (expected, expected > 100 * 64)
+
+
+def test_a_soft_late_reset_subtracts_before_the_voltage_saturates() -> None:
+    constants = {"decay_u": 4095, "decay_v": 0, "bias": 0, "reset": "soft-late", "floor": False}
+    full = np.array([rules.STATE_LIMIT - 1])
+    _, v, _ = rules.lif_step(np.array([0]), full, np.array([1000]), threshold_mant=2000, **constants)
+    assert v[0] == rules.STATE_LIMIT - 1 + 1000 * 64 - 2000 * 64
+
+
 def test_the_floor_acts_before_the_threshold_and_only_where_it_is_set() -> None:
     down = (np.zeros(1), np.zeros(1), np.array([-5]))
     assert rules.lif_step(*down, **NEURON)[1] == -5 * 64

@@ -49,7 +49,7 @@ def neurons(draw: st.DrawFn) -> dict[str, Any]:
         "alpha": draw(SHARES),
         "beta": draw(st.sampled_from([1 / 4096, 0.5, 0.77, 0.95])),
         "threshold": draw(st.sampled_from([0.3, 1.0])),
-        "reset": draw(st.sampled_from(["hard", "soft"])),
+        "reset": draw(st.sampled_from(arithmetic.RESETS)),
         "floor": draw(st.booleans()),
         "learn_decay": learned,
         "per_neuron": learned and draw(st.booleans()),
@@ -137,7 +137,7 @@ def test_input_that_never_changes_is_computed_once_and_the_same() -> None:
 @given(
     st.integers(0, 4095),
     st.integers(0, 4095),
-    st.sampled_from(["hard", "soft"]),
+    st.sampled_from(arithmetic.RESETS),
     st.booleans(),
     st.sampled_from([1, 50, 2000, 32767, 131071]),
     st.sampled_from([20, 1000, 32767, 131072]),
@@ -151,7 +151,8 @@ def test_both_scans_are_the_integer_neuron(
     activation = rng.integers(-span, span + 1, (12, 7))
     bias = rng.integers(-4096, 4096, 7) << int(rng.integers(0, 8))
     shares = [1 - (decay_u + 1) / 4096, 1 - decay_v / 4096]
-    neuron = Neuron(*(torch.full((7,), share) for share in shares), float(threshold), reset == "hard", floor)
+    kind = (reset.startswith("hard"), floor, reset.endswith("late"))
+    neuron = Neuron(*(torch.full((7,), share) for share in shares), float(threshold), *kind)
     shown, drive = torch.from_numpy(activation).float(), torch.from_numpy(bias).float() / 64
     fused, plain = (
         integer_forward(shown.to(kind), drive.to(kind), neuron, None) for kind in (torch.float32, torch.float64)
@@ -161,7 +162,9 @@ def test_both_scans_are_the_integer_neuron(
     for t in range(12):
         before = v
         u, v, spikes = arithmetic.lif_step(u, v, activation[t], threshold_mant=threshold, bias=bias, **constants)
-        membrane = arithmetic.saturate_voltage(arithmetic.truncate_toward_zero(before * (4096 - decay_v)) + u + bias)
+        reached = arithmetic.truncate_toward_zero(before * (4096 - decay_v)) + u + bias
+        late = 64 * threshold * (before > 64 * threshold) if reset == "soft-late" else 0
+        membrane = arithmetic.saturate_voltage(reached - late)
         for found, membranes in (fused, plain):
             assert np.array_equal(found[t].numpy(), spikes)
             assert np.array_equal(membranes[t].numpy() * 64, membrane)

@@ -115,6 +115,10 @@ def wrong_backend(network, inputs, wrong="", rounding="towards zero", rounded="u
                         current, bias = current + bias, 0
                     driven = u[p.name][i] if wrong == "old current" else current
                     voltage = round_v(Fraction(v[p.name][i] * (4096 - dv), 4096)) + driven + bias
+                    soft = p.reset.startswith("soft") != (wrong == "reset")
+                    late = p.reset.endswith("late") != (wrong == "when")
+                    if late and v[p.name][i] > threshold:
+                        voltage = voltage - threshold if soft else 0
                     if wrong == "v wraps":
                         voltage = (voltage + 2**23) % 2**24 - 2**23
                     elif wrong != "no saturation":
@@ -122,10 +126,10 @@ def wrong_backend(network, inputs, wrong="", rounding="towards zero", rounded="u
                     if p.floor != (wrong == "floor"):
                         voltage = max(voltage, 0)
                     fires = voltage >= threshold if wrong == ">=" and mistaken else voltage > threshold
-                    soft = (p.reset == "soft") != (wrong == "reset")
                     if wrong == "clears u" and fires:
                         current = 0
-                    u[p.name][i], v[p.name][i] = current, (voltage - threshold if soft else 0) if fires else voltage
+                    after = (voltage - threshold if soft else 0) if fires and not late else voltage
+                    u[p.name][i], v[p.name][i] = current, after
                     spikes.append(int(fires))
                 if step >= 0:
                     for quantity, values in (("s", spikes), ("u", u[p.name]), ("v", v[p.name])):
@@ -144,7 +148,8 @@ def cause_of(network, inputs, other):
 
 
 def test_second_simulator_without_a_mistake_equals_the_reference():
-    for reset, floor, exponent in (("hard", False, 0), ("soft", True, -2), ("soft", False, 1)):
+    late = (("hard-late", True, 0), ("soft-late", False, 0))
+    for reset, floor, exponent in (("hard", False, 0), ("soft", True, -2), ("soft", False, 1), *late):
         network, inputs = make_network(reset=reset, floor=floor, exponent=exponent), make_inputs()
         truth = reference.run(network, inputs, states=3)
         assert verify.compare(truth, wrong_backend(network, inputs), network.order).equal
@@ -180,6 +185,12 @@ def test_unchanged_contract_run_equals_the_reference():
         ),
         ("reset", {"reset": "hard"}, "the reset is soft (minus the threshold) where the network says hard"),
         ("reset", {"reset": "soft"}, "the reset is hard (to 0) where the network says soft"),
+        ("reset", {"reset": "hard-late"}, "the reset is soft (minus the threshold) where the network says hard"),
+        ("reset", {"reset": "soft-late"}, "the reset is hard (to 0) where the network says soft"),
+        ("when", {"reset": "hard"}, "the reset comes in the step after the spike where the network says at once"),
+        ("when", {"reset": "soft"}, "the reset comes in the step after the spike where the network says at once"),
+        ("when", {"reset": "hard-late"}, "the reset comes at once where the network says in the step after the spike"),
+        ("when", {"reset": "soft-late"}, "the reset comes at once where the network says in the step after the spike"),
         ("floor", {"floor": True}, "v has no floor at 0 where the network has one"),
         ("floor", {"floor": False}, "v has a floor at 0 where the network has none"),
         ("decay_v + 1", {}, "decay_v is used with a +1 as decay_u is"),

@@ -108,10 +108,14 @@ def run_folded(layers: tuple[FoldedLayer, ...], inputs: np.ndarray) -> dict[str,
             if layer.input_is_bias:
                 current, loaded = torch.zeros_like(current), current + bias
             u = alpha * u + current
+            fired = v > layer.threshold
             v = beta * v + u + loaded
+            if layer.reset.endswith("late"):
+                v = torch.where(fired, v - layer.threshold if layer.reset == "soft-late" else 0.0, v)
             out[t] = v > layer.threshold
             v = v.clamp(min=0) if layer.floor else v
-            v = torch.where(out[t] > 0, v - layer.threshold if layer.reset == "soft" else 0.0, v)
+            if not layer.reset.endswith("late"):
+                v = torch.where(out[t] > 0, v - layer.threshold if layer.reset == "soft" else 0.0, v)
     return {name: values.numpy() for name, values in emitted.items()}
 
 
@@ -125,6 +129,8 @@ NETWORKS = {
     "residual around pooling": ("4C3-AP2-[4C3-MP2-6C3]-4", {}),
     "residual around a residual and recurrence": ("24-[24-[24-24]-R24-BN]-4", {"threshold": 0.4}),
     "learned decays": ("4C3-R8-4", {"alpha": 0.2, "beta": 0.7, "learn_decay": True, "per_neuron": True}),
+    "soft late resets": ("6C3-BN-AP2-R12-BN-4", {"alpha": 0.3, "reset": "soft-late"}),
+    "hard late resets": ("6C3-BN-R12-BN-4", {"reset": "hard-late", "floor": True, "learn_decay": True}),
     "norms and KLIF": ("6C3-BN-AP2-12-tdBN-4", {"neuron": "klif", "alpha": 0.3, "threshold": 0.4}),
     "norms and KLIF that scales back": ("6C3-BN-12-4", {"neuron": "klif", "scale_reset": True, "reset": "soft"}),
     "recurrence and KLIF": ("R12-BN-R9-4", {"neuron": "klif", "learn_decay": True, "reset": "soft"}),

@@ -68,7 +68,7 @@ def test_numpy_alone_reads_the_file(tmp_path: Path) -> None:
         ("bias_exp", 8, "8 lies outside 0..7"),
         ("decay_v", 0.5, "is of type float64, not integer"),
         ("bias_mant", np.zeros(3, int), "shape (3,) does not broadcast to (2,)"),
-        ("reset", "none", "reset is 'none'; it is 'hard' or 'soft'"),
+        ("reset", "none", "reset is 'none'; it is one of hard, soft, hard-late, soft-late"),
         ("neuron", "relu", "neuron is 'relu'; it is 'lif' or 'none'"),
     ],
 )

@@ -174,6 +174,7 @@ def test_edges_of_threshold_and_exponent_equal_the_reference(threshold: int, exp
         ({"threshold_mant": [7, 8]}, "IntegerLIF"),
         ({"floor": True}, "IntegerLIF"),
         ({"reset": "soft"}, "IntegerLIF"),
+        ({"reset": "hard-late"}, "IntegerLIF"),
     ],
 )
 def test_own_neurons_are_used_only_where_stock_cannot_say_it(changed: dict, kind: str) -> None:

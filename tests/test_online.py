@@ -200,6 +200,7 @@ def test_the_loss_of_a_step_weighs_cross_entropy_and_squared_error() -> None:
         ([nn.Linear(4, 2), LIF(alpha=torch.full((2,), 0.5))], "layer dense1 keeps a synaptic current"),
         ([nn.Linear(4, 2), LIF(learn_decay=True)], "layer dense1 learns its leak .*learn_decay = false"),
         ([nn.Linear(4, 2), LIF(beta=torch.full((2,), 0.5))], "layer dense1 .* one for every neuron"),
+        ([nn.Linear(4, 2), LIF(reset="soft-late")], "layer dense1 resets a step late .*use 'hard' or 'soft'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_online_is_refused_by_name(layers: list[nn.Module], text: str, tmp_path: Any) -> None:

@@ -1,16 +1,18 @@
 """The fused scan equals its plain twin, spikes bit for bit; both equal autograd through a step-by-step neuron."""
 
 import itertools
+from typing import get_args
 
 import pytest
 import torch
 
 from base.errors import UserError
 from train.neurons import LIF
-from train.scan import Neuron, _Slope, fused_backward, fused_forward, lif_scan, plain_backward, plain_forward
+from train.scan import Neuron, Reset, _Slope, fused_backward, fused_forward, lif_scan, plain_backward, plain_forward
 from train.surrogates import SURROGATES, Backward, surrogate
 
-MODES = list(itertools.product((0.0, 0.6), ("hard", "soft"), (False, True)))
+RESETS = get_args(Reset)
+MODES = list(itertools.product((0.0, 0.6), RESETS, (False, True)))
 
 
 class Spike(torch.autograd.Function):
@@ -36,7 +38,7 @@ class Spike(torch.autograd.Function):
 
 def step_by_step(current, bias, *, alpha, beta, threshold, reset, floor, backward, recurrent=None):
     """The oracle: one step after the other, differentiated by autograd."""
-    u = v = torch.zeros_like(current[0])
+    u = v = gate = torch.zeros_like(current[0])
     spikes, membranes = [], []
     kept = backward.draw((len(current), current[0].numel()))
     width = torch.as_tensor(backward.width, dtype=current.dtype)
@@ -47,15 +49,22 @@ def step_by_step(current, bias, *, alpha, beta, threshold, reset, floor, backwar
         v = beta * v + u
         if bias is not None:
             v = v + bias
+        if reset.endswith("late"):
+            v = v * (1 - gate) if reset == "hard-late" else v - threshold * gate
         membranes.append(v)
         now = width[t] if width.dim() else width
         s = Spike.apply(v, threshold, now, backward, None if kept is None else kept[t].view(v.shape), current.numel())
         if floor:
             v = torch.relu(v)
         gate = s.detach() if backward.detach_reset else s
-        v = v * (1 - gate) if reset == "hard" else v - threshold * gate
+        if reset in ("hard", "soft"):
+            v = v * (1 - gate) if reset == "hard" else v - threshold * gate
         spikes.append(s)
     return torch.stack(spikes), torch.stack(membranes)
+
+
+def neuron_of(alpha, beta, threshold, reset, floor):
+    return Neuron(alpha, beta, threshold, reset.startswith("hard"), floor, reset.endswith("late"))
 
 
 def random_case(seed, shape, bias_shape, dtype):
@@ -97,11 +106,11 @@ def test_scan_equals_autograd_through_a_step_by_step_neuron(alpha, reset, floor,
         torch.testing.assert_close(gradient, expected, rtol=2e-4 if dtype == torch.float32 else 1e-10, atol=1e-5)
 
 
-RESETS = list(itertools.product(("hard", "soft"), (False, True)))
+KINDS = list(itertools.product(RESETS, (False, True)))
 SHARES = [((), (6,)), ((6,), ()), ((6,), (6,)), ((2, 1, 1), (2, 3, 1))]
 
 
-@pytest.mark.parametrize(("reset", "floor"), RESETS)
+@pytest.mark.parametrize(("reset", "floor"), KINDS)
 @pytest.mark.parametrize(("alpha_shape", "beta_shape"), SHARES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_decays_and_recurrent_weights_get_the_gradient_of_autograd(reset, floor, alpha_shape, beta_shape, dtype):
@@ -128,17 +137,17 @@ def test_decays_and_recurrent_weights_get_the_gradient_of_autograd(reset, floor,
         torch.testing.assert_close(gradient, expected, rtol=2e-4 if dtype == torch.float32 else 1e-9, atol=2e-5)
 
 
-@pytest.mark.parametrize(("reset", "floor"), RESETS)
+@pytest.mark.parametrize(("reset", "floor"), KINDS)
 def test_fused_kernels_equal_their_twins_with_decays_of_every_neuron(reset, floor):
     alpha, beta = torch.rand(2, 1500, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
-    neuron = Neuron(alpha, beta, 0.9, reset == "hard", floor)
+    neuron = neuron_of(alpha, beta, 0.9, reset, floor)
     current, bias, grad = random_case(4, (12, 1500), (1500,), torch.float32)
     spikes, membrane = fused_forward(current, bias, neuron)
     assert all(map(torch.equal, (spikes, membrane), plain_forward(current, bias, neuron)))
     slope = _Slope(Backward("arctan", 1.0), torch.ones(12))
     for fused, plain in zip(
-        fused_backward(grad, None, membrane, neuron, slope)[:2],
-        plain_backward(grad, None, membrane, neuron, slope)[:2],
+        fused_backward(grad, None, membrane, neuron, slope, spikes)[:2],
+        plain_backward(grad, None, membrane, neuron, slope, spikes=spikes)[:2],
         strict=True,
     ):
         torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
@@ -165,7 +174,7 @@ def test_a_neuron_without_synaptic_current_or_leak_stays_so():
 @pytest.mark.parametrize(("alpha", "reset", "floor"), MODES)
 @pytest.mark.parametrize("neurons", [1, 37, 1024, 5001])
 def test_fused_kernels_equal_their_plain_twins_bit_for_bit(alpha, reset, floor, neurons):
-    neuron = Neuron(alpha, 0.9, 1.1, reset == "hard", floor)
+    neuron = neuron_of(alpha, 0.9, 1.1, reset, floor)
     for seed, steps in ((0, 1), (1, 2), (2, 33)):
         current, bias, grad = random_case(seed, (steps, neurons), (neurons,), torch.float32)
         spikes, membrane = fused_forward(current, bias, neuron)
@@ -174,8 +183,8 @@ def test_fused_kernels_equal_their_plain_twins_bit_for_bit(alpha, reset, floor, 
         assert torch.equal(membrane, expected_membrane)
         slope = _Slope(Backward("triangular", 1.0), torch.ones(steps))  # the one shape rounded alike in both
         for fused, plain in zip(
-            fused_backward(grad, None, membrane, neuron, slope)[:2],
-            plain_backward(grad, None, membrane, neuron, slope)[:2],
+            fused_backward(grad, None, membrane, neuron, slope, spikes)[:2],
+            plain_backward(grad, None, membrane, neuron, slope, spikes=spikes)[:2],
             strict=True,
         ):
             assert torch.equal(fused, plain)
@@ -196,7 +205,7 @@ def width_of(kind, steps, dtype):
     return 1.3 if kind == "a number" else torch.linspace(0.6, 1.7, steps, dtype=dtype)
 
 
-@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("shape", SURROGATES)
 def test_every_backward_equals_its_plain_twin(shape, width, reset):
@@ -204,17 +213,17 @@ def test_every_backward_equals_its_plain_twin(shape, width, reset):
     grad_membrane = random_case(7, (9, 1100), None, torch.float32)[2]
     widths = torch.as_tensor(width_of(width, 9, torch.float32)).detach().expand(9)
     for options, floor, looked_at in itertools.product(BACKWARDS, (False, True), (False, True)):
-        neuron = Neuron(0.3, 0.85, 0.8, reset == "hard", floor)
-        membrane = fused_forward(current, bias, neuron)[1]
+        neuron = neuron_of(0.3, 0.85, 0.8, reset, floor)
+        spikes, membrane = fused_forward(current, bias, neuron)
         how = Backward(shape, 1.0, **options)
         slope = _Slope(how, widths, how.draw(membrane.shape), learned=width == "learned")
         arguments = (grad, grad_membrane if looked_at else None, membrane, neuron, slope)
-        fused, plain = fused_backward(*arguments), plain_backward(*arguments)
+        fused, plain = fused_backward(*arguments, spikes), plain_backward(*arguments, spikes=spikes)
         assert (fused.width is None) == (width != "learned")
         torch.testing.assert_close(fused, plain, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize(("dtype", "recurrence"), [(torch.float32, False), (torch.float64, True)])
 def test_every_backward_equals_autograd_and_leaves_the_forward_alone(reset, width, dtype, recurrence):
@@ -316,6 +325,23 @@ def test_gradient_over_one_step_is_that_of_the_four_formulas(reset, detached, fi
     second_slope = max(0, 1 - abs(beta * after + 0.6 - threshold))
     assert gradient[0].item() == pytest.approx(second_slope * jacobian)
     assert gradient[1].item() == pytest.approx(second_slope)
+
+
+@pytest.mark.parametrize(
+    ("reset", "voltages"),
+    [
+        ("hard", [2.5, 0.5, 0.75]),
+        ("soft", [2.5, 1.25, 0.625]),
+        ("hard-late", [2.5, 0, 0.5]),
+        ("soft-late", [2.5, 0.75, 0.875]),
+    ],
+)
+def test_a_late_reset_acts_one_step_after_the_spike_on_what_has_leaked_and_arrived(reset, voltages):
+    current = torch.tensor([2.5, 0.5, 0.5]).view(3, 1, 1)
+    constants = {"alpha": 0.0, "beta": 0.5, "threshold": 1.0, "reset": reset, "floor": False}
+    spikes, membranes = lif_scan(current, None, backward=Backward("triangular", 1.0), **constants)
+    assert membranes.flatten().tolist() == voltages
+    assert spikes.flatten().tolist() == [v > 1 for v in voltages]
 
 
 def test_bias_enters_the_voltage_and_not_the_current():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,8 @@ class LIF(nn.Module):
     alpha: share of the synaptic current kept, 0 (no memory) to 4095/4096: the chip keeps (4095 - du) / 4096.
     Both are one number, or a tensor with one for each neuron.
     threshold: above 0; a neuron spikes when its voltage is strictly above it.
-    reset: "hard" (to 0; the only one of Lava's own neurons) or "soft" (minus the threshold).
+    reset: "hard" (to 0; the only one of Lava's own neurons) or "soft" (minus the threshold), in the step of the spike;
+    or "hard-late" or "soft-late", in the step after it.
     floor: whether the voltage is kept from going below 0.
     surrogate, width: shape and width of the gradient at the threshold, in units of voltage. The tails of the default
     reach neurons that never spike, which a shape of finite width leaves dead.
@@ -81,8 +83,8 @@ class LIF(nn.Module):
             )
         if not 0 < threshold < float("inf"):
             raise UserError(f"threshold = {threshold}: must be above 0 and finite; 1.0 is the usual choice")
-        if reset not in ("hard", "soft"):
-            raise UserError(f"unknown reset '{reset}'; {nearest(reset, ('hard', 'soft'))}")
+        if reset not in get_args(Reset):
+            raise UserError(f"unknown reset '{reset}'; {nearest(reset, get_args(Reset))}")
         if not 0 < width < float("inf"):
             raise UserError(f"surrogate width = {width}: must be above 0 and finite; the threshold is the usual choice")
         for what, name, known in (

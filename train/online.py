@@ -45,7 +45,8 @@ class State:
 
 
 def check(network: SpikingNetwork) -> None:
-    """Raises UserError for what cannot be trained online: batch statistics, synaptic current and leaks of their own."""
+    """Raises UserError for what cannot be trained online: batch statistics, late resets, synaptic current and leaks of
+    their own."""
     for stage in network.stages:
         for link in stage.links:
             if link.norm is not None and not isinstance(link.norm, ScaledWS):
@@ -57,6 +58,11 @@ def check(network: SpikingNetwork) -> None:
             continue
         if stage.neuron.k is not None:
             raise UserError(f"layer {stage.name} has KLIF neurons, which online training does not know; use 'lif'")
+        if stage.neuron.reset.endswith("-late"):
+            raise UserError(
+                f"layer {stage.name} resets a step late (reset = '{stage.neuron.reset}'), which online training does "
+                "not know; use 'hard' or 'soft'"
+            )
         if stage.neuron.mask:
             raise UserError(
                 f"layer {stage.name} masks its gradients (mask = {stage.neuron.mask}), which online training would do "

@@ -1,4 +1,4 @@
-"""An integer LIF for what `LIFReset` cannot hold: parameters per neuron, a floor, a soft reset.
+"""An integer LIF for what `LIFReset` cannot hold: parameters per neuron, a floor, a soft or late reset.
 
 Its step is `quantize.arithmetic.lif_step` itself, so that there is one arithmetic.
 """
