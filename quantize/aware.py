@@ -18,7 +18,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -117,34 +118,47 @@ class _IntegerStage(Stage):
 
     def forward(self, spikes: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         neuron, population = self.neuron, self.integers.population
-        recurrent, scale = self.recurrent, float(self.integers.scale)
+        recurrent = self.recurrent
         if recurrent is not None:
-            recurrent = self._on_grid(self._gain * recurrent, -1, self.integers.grids[-1].weight)
+            recurrent = self._on_grid(self._scaled(recurrent), -1, self.integers.grids[-1].weight)
         arriving = [self._arriving(place, spikes[link.source]) for place, link in enumerate(self.links)]
         activation, bias = added(arriving)
         assert bias is not None
         bias = _rounded_to(bias, population.bias / STATE_UNIT)
+        scale, threshold = float(self.integers.scale.max()), float(population.threshold_mant.max())
         if not isinstance(neuron, LIF):
             return (activation + bias) / scale, None
-        how = neuron.backward(len(activation), self.current_spread)
+        how, forward = neuron.backward(len(activation), self.current_spread), integer_forward
+        if population.threshold_mant.ndim:
+            # The scan has one threshold, so each neuron's units are stretched until its own is that one.
+            own = torch.from_numpy(population.threshold_mant.astype(np.float32)).to(activation)
+            forward = partial(integer_forward, own=Own(own.expand(population.shape).flatten(), recurrent))
+            stretch = threshold / own
+            activation, bias = activation * stretch, bias * stretch
+            recurrent = None if recurrent is None else recurrent * stretch.unsqueeze(1)
         emitted, membrane = lif_scan(
             activation,
             bias,
             alpha=_rounded_to(neuron.alpha, 1 - (population.decay_u + CURRENT_DECAY_OFFSET) / DECAY_UNITY),
             beta=_rounded_to(neuron.beta, 1 - population.decay_v / DECAY_UNITY),
-            threshold=float(population.threshold_mant),
+            threshold=threshold,
             reset=neuron.reset,
             floor=neuron.floor,
             backward=replace(how, width=scale * how.width),
             recurrent=recurrent,
-            forward=integer_forward,
+            forward=forward,
         )
         return emitted, membrane / scale
 
+    def _scaled(self, values: Tensor) -> Tensor:
+        """Floats [O, ...] in units of activation, KLIF's k included."""
+        return over_channels(self._gain, values.dim()) * values
+
     @property
-    def _gain(self) -> float | Tensor:
-        """What floats are multiplied by on their way to activations, KLIF's k included."""
-        k, scale = self.neuron.k if isinstance(self.neuron, LIF) else None, float(self.integers.scale)
+    def _gain(self) -> Tensor:
+        """What floats are multiplied by on their way to activations, [1] or [O]."""
+        scale = torch.from_numpy(self.integers.scale.reshape(-1)).to(self.links[0].synapse.get_parameter("weight"))
+        k = self.neuron.k if isinstance(self.neuron, LIF) else None
         return scale if k is None else scale * k
 
     def _arriving(self, place: int, spikes: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +188,7 @@ class _IntegerStage(Stage):
             weight, bias = weight * over_channels(gain, weight.dim()), offset + gain * bias
         _, share = pooling(link)
         unit = 1 / self.payload_max if link.source == INPUT else 1.0
-        return self._gain * share * unit * weight, self._gain * bias
+        return self._scaled(share * unit * weight), self._scaled(bias)
 
     def _on_grid(self, scaled: Tensor, place: int, mantissas: np.ndarray) -> Tensor:
         """A connection's weights, in units of activation, as the integers they became.
@@ -187,7 +201,8 @@ class _IntegerStage(Stage):
         integers *= 2.0 ** self.integers.grids[place].exponent
         if self.clips is None or not self.clips.requires_grad:
             return _Straight.apply(scaled, integers)
-        return _LearnedClip.apply(scaled, integers, self.clips[place], float(self.integers.scale), self.bits)
+        scale = torch.from_numpy(self.integers.scale).to(scaled)
+        return _LearnedClip.apply(scaled, integers, self.clips[place], scale, self.bits)
 
 
 def _rounded_to(scaled: float | Tensor, integers: np.ndarray) -> Tensor:
@@ -212,22 +227,22 @@ class _LearnedClip(torch.autograd.Function):
     """What weights times `scale` were rounded to, with a gradient for the base-2 logarithm of their clip, [] or [O]."""
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, rounded: Tensor, clip: Tensor, scale: float, bits: Bits) -> Tensor:
-        ctx.save_for_backward(weights, rounded, clip)
-        ctx.scale, ctx.bits = scale, bits
+    def forward(ctx: Any, weights: Tensor, rounded: Tensor, clip: Tensor, scale: Tensor, bits: Bits) -> Tensor:
+        ctx.save_for_backward(weights, rounded, scale * clip.exp2())
+        ctx.bits = bits
         return rounded
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weights, rounded, clip = ctx.saved_tensors
+        weights, rounded, clip = ctx.saved_tensors  # all in units of activation
         if ctx.bits == 1:
             of_weights, of_clip = grad, grad * rounded
         else:
             least, most = levels(ctx.bits)
-            reach = over_channels(ctx.scale * clip.exp2(), weights.dim())
+            reach = over_channels(clip, weights.dim())
             of_weights = grad * ((weights <= reach) & (weights >= reach * (least / most)))
             of_clip = grad * rounded - of_weights * weights
-        rows = of_clip.flatten(1).sum(1) if clip.dim() else of_clip.sum()
+        rows = of_clip.reshape(len(of_clip), -1).sum(1) if clip.dim() else of_clip.sum()
         return of_weights, None, math.log(2) * rows, None, None
 
 
@@ -244,19 +259,35 @@ class _Floor(torch.autograd.Function):
         return grad
 
 
+class Own(NamedTuple):
+    """Of neurons whose thresholds differ: these [N], and the recurrent weights, in each neuron's own units."""
+
+    thresholds: Tensor
+    recurrent: Tensor | None
+
+
 def integer_forward(
-    activation: Tensor, bias: Tensor, neuron: Neuron, recurrent: Tensor | None
+    activation: Tensor, bias: Tensor, neuron: Neuron, recurrent: Tensor | None, own: Own | None = None
 ) -> tuple[Tensor, Tensor]:
     """Spikes, and membranes as of `plain_forward`, [T, M] each, of activations [T, M]: `arithmetic.lif_step`.
 
     Membranes, threshold and bias [M] are in units of activation. The shares are multiples of 1/4096. recurrent:
     [N, N] in units of activation too, whose sums are rounded down. See `Forward` of train/scan.py.
+    own: where thresholds differ; all other arguments, and the membranes returned, are then stretched until each
+    neuron's threshold is the one of `neuron`, and membranes, exact quotients rounded, stay on their side of it.
     """
+    threshold: float | Tensor = STATE_UNIT * neuron.threshold
+    if own is not None:
+        shrink = (own.thresholds.double() / neuron.threshold).repeat(activation.shape[1] // len(own.thresholds))
+        activation = (activation * shrink).round().to(activation)
+        bias = (STATE_UNIT * bias * shrink).round().to(bias) / STATE_UNIT
+        threshold, recurrent = STATE_UNIT * (neuron.threshold * shrink).round(), own.recurrent
     if recurrent is None and fusible(activation):
-        return fused_forward(activation, bias, neuron, _kernel)
+        levels = np.atleast_1d(np.asarray(threshold, np.float64))
+        return fused_forward(activation, bias, neuron, partial(_kernel, levels))
     spikes, membranes = torch.empty_like(activation), torch.empty_like(activation)
     alpha, beta = (torch.as_tensor(share, dtype=torch.float64) for share in (neuron.alpha, neuron.beta))
-    drive, threshold = STATE_UNIT * bias.double(), STATE_UNIT * neuron.threshold
+    drive = STATE_UNIT * bias.double()
     u = v = torch.zeros_like(drive)
     fired = torch.zeros_like(drive, dtype=torch.bool)
     for t, arriving in enumerate(activation):
@@ -269,7 +300,7 @@ def integer_forward(
         if neuron.late and not neuron.hard:
             v = torch.where(fired, v - threshold, v)
         v = v.clamp(-(STATE_LIMIT - 1), STATE_LIMIT - 1)
-        membranes[t] = v / STATE_UNIT
+        membranes[t] = v * neuron.threshold / threshold
         if neuron.late and neuron.hard:
             v = torch.where(fired, 0.0, v)
         fired = v > threshold
@@ -282,15 +313,20 @@ def integer_forward(
 
 
 @njit(cache=True, nogil=True)
-def _kernel(first, last, activation, bias, spikes, membranes, alpha, beta, threshold, hard, floor, late):  # type: ignore[no-untyped-def]
-    """Integers in float64: vector instructions multiply these, and 24 by 12 bits are exact. Casts cut towards zero."""
+def _kernel(levels, first, last, activation, bias, spikes, membranes, alpha, beta, threshold, hard, floor, late):  # type: ignore[no-untyped-def]
+    """Integers in float64: vector instructions multiply these, and 24 by 12 bits are exact. Casts cut towards zero.
+
+    levels: the thresholds in units of the state, one [1] or each neuron's [M].
+    """
     u, v, kept = np.empty(TILE, np.float64), np.empty(TILE, np.float64), np.empty(TILE, np.float64)
     limit, one, zero = np.float64(STATE_LIMIT), np.float32(1), np.float32(0)
-    level = np.float64(STATE_UNIT) * threshold
+    level, stretched = np.full(TILE, levels[0]), np.float64(threshold)
     for start in range(first, last, TILE):
         stop = min(start + TILE, last)
         size = stop - start
         drive, keep_u, keep_v = bias[start:stop], alpha[start:stop], beta[start:stop]
+        if len(levels) > 1:
+            level[:size] = levels[start:stop]
         u[:] = 0.0
         v[:] = 0.0
         for t in range(activation.shape[0]):
@@ -299,24 +335,29 @@ def _kernel(first, last, activation, bias, spikes, membranes, alpha, beta, thres
                 u[i] = np.int32(keep_u[i] * u[i]) + np.float64(STATE_UNIT) * arriving[i]
             for i in range(size):
                 u[i] = u[i] - 2 * limit if u[i] > limit else (u[i] + 2 * limit if u[i] <= -limit else u[i])
-            kept[:] = v
+            if late:
+                kept[:] = v
             for i in range(size):
                 v[i] = np.int32(keep_v[i] * v[i]) + u[i] + np.float64(STATE_UNIT) * drive[i]
             if late and not hard:
                 for i in range(size):
-                    v[i] = v[i] - level if kept[i] > level else v[i]
+                    v[i] = v[i] - level[i] if kept[i] > level[i] else v[i]
             for i in range(size):
                 v[i] = min(max(v[i], 1 - limit), limit - 1)
-            for i in range(size):
-                pre[i] = np.float32(v[i] / STATE_UNIT)
+            if len(levels) > 1:
+                for i in range(size):
+                    pre[i] = np.float32(v[i] * stretched / level[i])
+            else:
+                for i in range(size):
+                    pre[i] = np.float32(v[i] / STATE_UNIT)
             if late and hard:
                 for i in range(size):
-                    v[i] = 0.0 if kept[i] > level else v[i]
+                    v[i] = 0.0 if kept[i] > level[i] else v[i]
             for i in range(size):
-                fired[i] = one if v[i] > level else zero
+                fired[i] = one if v[i] > level[i] else zero
             if floor:
                 for i in range(size):
                     v[i] = max(v[i], 0.0)
             if not late:
                 for i in range(size):
-                    v[i] = (0.0 if hard else v[i] - level) if v[i] > level else v[i]
+                    v[i] = (0.0 if hard else v[i] - level[i]) if v[i] > level[i] else v[i]

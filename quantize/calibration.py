@@ -49,6 +49,8 @@ def _with_clips(layer: FoldedLayer, clips: list[np.ndarray]) -> FoldedLayer:
 
 
 def _by_membrane(layer: FoldedLayer, connection: FoldedConnection, spikes: Tensor, precision: Precision) -> np.ndarray:
+    if connection.clip is not None:  # that of a maximum is 1
+        return connection.clip
     weight, bits, per_channel = connection.weight, precision.of(layer.name), precision.separates(layer.neuron)
     rows = weight.reshape(len(weight) if per_channel else 1, -1)
 

@@ -117,7 +117,7 @@ def _fold_link(layer: str, link: Link, shape: tuple[int, ...]) -> tuple[FoldedCo
     """The link as one connection, and what it adds to the bias [O]."""
     synapse, (window, share) = link.synapse, pooling(link)
     if isinstance(synapse, nn.MaxPool2d):
-        return FoldedConnection(link.source, *_or(synapse, shape[0])), np.zeros(shape[0])
+        return FoldedConnection(link.source, *_or(synapse, shape[0]), clip=np.asarray(1.0)), np.zeros(shape[0])
     assert isinstance(synapse, (nn.Linear, nn.Conv2d, Skip))
     weight = _float64(layer, "weight", link.standardised(synapse.weight.double()))
     bias = getattr(synapse, "bias", None)

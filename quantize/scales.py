@@ -146,9 +146,11 @@ def _quantize_biased(layer: FoldedLayer, payload: int) -> Quantized:
 def _quantize_layer(layer: FoldedLayer, payload: int, precision: Precision) -> Quantized:
     decay_u, _ = _decays(layer)
     found = _fitting(layer, int(decay_u.min()), payload, precision)
-    scale = found[0].scale * 2.0 ** found[0].exponent  # the same by every connection
+    scale = np.asarray(found[0].scale * 2.0 ** found[0].exponent)  # the same by every connection
+    if (scale == scale.flat[0]).all():
+        scale = np.asarray(scale.flat[0])  # stock neurons hold one threshold
     bias_mant, bias_exp = _bias(np.rint(STATE_UNIT * scale * layer.bias).astype(np.int64))
-    population = _population(layer, np.rint(scale * layer.threshold).astype(np.int64), bias_mant, bias_exp)
+    population = _population(layer, np.asarray(np.rint(scale * layer.threshold), np.int64), bias_mant, bias_exp)
     return Quantized(population, scale, tuple(found))
 
 

@@ -82,6 +82,7 @@ FIXED = Precision(scales="fixed")
 PRECISIONS = [
     *(Precision(bits) for bits in (8, 4, 2, "ternary", 1)),
     *(Precision(bits, scales="fixed", calibration="error") for bits in (8, 3)),
+    *(Precision(bits, per_channel=True) for bits in (8, 4, 2, "ternary", 1)),
     *(
         Precision(bits, scales="calibrated", calibration=calibration)
         for bits in (8, 1)
