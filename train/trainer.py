@@ -82,13 +82,20 @@ def fit(
         metrics += _start_from_relu(network, dataset, encoding, training, folder / "relu", told)
     network.time_weights = torch.ones(encoding.steps) if training.time_weights else None
     network.clips = None
-    # Aware epochs change nothing of those before, whose state is therefore good for any number of them.
-    floats = replace(training, aware_epochs=0, aware_learning_rate=TrainingSettings.aware_learning_rate)
-    told = _told(progress, before=training.relu_epochs, after=training.aware_epochs)
-    _train(network, dataset, encoding, floats, folder / "state.safetensors", fingerprint, told, metrics, {})
+    if training.epochs:
+        # Aware epochs change nothing of those before, whose state is therefore good for any number of them.
+        floats = replace(training, aware_epochs=0, aware_learning_rate=TrainingSettings.aware_learning_rate)
+        told = _told(progress, before=training.relu_epochs, after=training.aware_epochs)
+        _train(network, dataset, encoding, floats, folder / "state.safetensors", fingerprint, told, metrics, {})
     if aware is not None and training.aware_epochs:
         integers = aware(network, calibration_inputs(dataset, encoding))
-        again = replace(floats, epochs=training.aware_epochs, learning_rate=training.aware_learning_rate, relu_epochs=0)
+        again = replace(
+            training,
+            epochs=training.aware_epochs,
+            learning_rate=training.aware_learning_rate,
+            relu_epochs=0,
+            aware_epochs=0,
+        )
         told = _told(progress, before=training.relu_epochs + training.epochs)
         mark = {"aware": True}
         _train(integers, dataset, encoding, again, folder / "aware.safetensors", fingerprint, told, metrics, mark)
