@@ -35,6 +35,10 @@ def run(
         from quantize import engine
 
         return engine.run(network, inputs, states)
+    if name == "onnx":
+        from deploy.onnx import backend as onnx_backend
+
+        return onnx_backend.run(network, inputs, states)
     lava = lava or LavaOptions()
     if name == "lava-models":
         from deploy.lava import models

@@ -297,7 +297,7 @@ class IntegerNetwork:
     @cached_property
     def hash(self) -> str:
         """SHA-256 over everything that the network computes with."""
-        return archive.content_hash(*_pack(self))
+        return archive.content_hash(*pack(self))
 
     def check_inputs(self, inputs: np.ndarray) -> np.ndarray:
         """The inputs [T, B, *input_shape] as uint8, or as int16 where they are biases.
@@ -328,7 +328,7 @@ class IntegerNetwork:
 
 def save(network: IntegerNetwork, path: Path) -> None:
     """Write the network as one `.npz` (see `quantize/archive.py`): a header naming every part, an array per field."""
-    archive.write(path, *_pack(network))
+    archive.write(path, *pack(network))
 
 
 def load(path: Path) -> IntegerNetwork:
@@ -343,7 +343,7 @@ def load(path: Path) -> IntegerNetwork:
             f"this program computes '{rules.ARITHMETIC_ID}'."
         )
     try:
-        return _unpack(header, arrays)
+        return unpack(header, arrays)
     except (KeyError, TypeError, ValueError) as error:
         raise archive.malformed(path, FORMAT, error) from error
 
@@ -353,7 +353,7 @@ _POPULATION_FIELDS = ("name", "shape", "bias_exp", "reset", "floor", "neuron")
 _CONNECTION_FIELDS = ("source", "target", "exponent", "stride", "padding", "dilation", "groups", "delay")
 
 
-def _pack(network: IntegerNetwork) -> tuple[archive.Header, archive.Arrays]:
+def pack(network: IntegerNetwork) -> tuple[archive.Header, archive.Arrays]:
     arrays = {
         f"population/{p.name}/{field}": getattr(p, field) for p in network.populations for field in _POPULATION_ARRAYS
     }
@@ -379,7 +379,7 @@ def _pack(network: IntegerNetwork) -> tuple[archive.Header, archive.Arrays]:
     return header, arrays
 
 
-def _unpack(header: archive.Header, arrays: archive.Arrays) -> IntegerNetwork:
+def unpack(header: archive.Header, arrays: archive.Arrays) -> IntegerNetwork:
     def fields(stored: dict[str, Any]) -> dict[str, Any]:
         return {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
 

@@ -278,7 +278,7 @@ def test_biases_that_do_not_fit_are_refused(inputs: np.ndarray, says: str) -> No
 
 def test_without_input_as_a_bias_nothing_is_stored_about_it() -> None:
     # So a network made before there was such a thing keeps its hash, and its recordings.
-    header, _ = integer_network._pack(small())
+    header, _ = integer_network.pack(small())
     assert "input_is_bias_of" not in header
     assert biased().hash != small().hash
 

@@ -1,0 +1,1 @@
+"""Networks as ONNX graphs of standard operators: written, run by onnxruntime, and read back."""
