@@ -128,9 +128,21 @@ def deploy(
     lanes: Lanes = None,
     target: Target = None,
     python: Python = None,
+    network: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--network", help="A network from elsewhere, .npz or .onnx, in place of a trained one."),
+    ] = None,
+    inputs: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--inputs", help="What that network is shown: an inputs.npz."),
+    ] = None,
 ) -> int:
     """Run the integers on the held-out samples: on the reference, the engine and Lava's simulator. Needs no torch."""
-    chosen, folder = _open(out, config, settings, lanes, target, python, on_lava=True)
+    if (network is None) != (inputs is None):
+        raise UserError("deploy: --network and --inputs belong together; give both, or none for the run's own.")
+    chosen, folder = _open(out, config, settings, lanes, target, python, on_lava=True, trains=network is None)
+    if network is not None and inputs is not None:
+        stages.adopt(folder, network, inputs)
     _stage(stages.deploy, chosen, folder)
     return EXIT_EQUAL
 
@@ -162,6 +174,23 @@ def report(out: Out = DEFAULT_OUT, config: ConfigFile = None, settings: Settings
     """Write report.html and report.json from a verified run."""
     chosen, folder = _open(out, config, settings)
     _stage(stages.report, chosen, folder)
+    return EXIT_EQUAL
+
+
+@command
+def export(
+    formats: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="onnx (integers; needs no torch), onnx-float. Default: all."),
+    ] = None,
+    out: Out = DEFAULT_OUT,
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> int:
+    """Write the network for other tools, into the folder deploy/ of the run."""
+    chosen, folder = _open(out, config, settings)
+    with _bars() as show:
+        stages.export(chosen, folder, show, formats or ())
     return EXIT_EQUAL
 
 
@@ -208,8 +237,12 @@ def _open(
     target: str | None = None,
     python: str | None = None,
     on_lava: bool = False,
+    trains: bool = True,
 ) -> tuple[Config, RunFolder]:
-    """The configuration and the run folder; a configuration that can be run is written into the folder."""
+    """The configuration and the run folder; a configuration that can be run is written into the folder.
+
+    trains: whether the run's network is its own, so that what is said of training it must hold.
+    """
     stored = out / "config.toml"
     flags = {"lanes": lanes, "target": target, "python": python}
     given = [f"deploy.{key}={value}" for key, value in flags.items() if value is not None]
@@ -217,7 +250,7 @@ def _open(
     chosen = configuration.read(source, [*(settings or []), *given])
     before = configuration.read(stored) if stored.is_file() else None
     if chosen != before or on_lava:
-        stages.check(chosen, before, on_lava)
+        stages.check(chosen, before if trains else chosen, on_lava)
     if chosen != before:
         write_text(stored, configuration.write(chosen, stages.versions()))
     console.print(f"Configuration: {source or 'the defaults'}; run folder: {out}", highlight=False)

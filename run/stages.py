@@ -5,14 +5,16 @@
     deploy    -> deploy/recordings/<backend>.npz
     verify    -> verdict.json
     report    -> report.html, report.json
+    export    -> deploy/step.onnx, scan.onnx, float_step.onnx, float_scan.onnx
 
-Each floor is imported by the stage that needs it: deploy, verify and report run where there is no torch.
+Each floor is imported by the stage that needs it: deploy, verify, report and the export of integers run where there is
+no torch.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from base.errors import UserError
+from base.errors import UserError, nearest
 from base.files import sha256_of, write_json
 from deploy import BACKENDS
 from run.config import Config
@@ -46,12 +48,14 @@ WEIGHTS, METRICS = "train/weights.safetensors", "train/metrics.jsonl"
 NETWORK, INPUTS, FLOAT = "quantize/network.npz", "quantize/inputs.npz", "quantize/float.npz"
 SCALES, FIDELITY = "quantize/scales.json", "quantize/fidelity.json"
 VERDICT, REPORT, REPORT_JSON = "verdict.json", "report.html", "report.json"
+STEP, SCAN = "deploy/step.onnx", "deploy/scan.onnx"
+FLOAT_STEP, FLOAT_SCAN = "deploy/float_step.onnx", "deploy/float_scan.onnx"
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that compute something here, as far as they are installed."""
     found = {"python": python_version()}
-    for package in ("spikeproof", "numpy", "numba", "torch", "snntorch", "lava-nc"):
+    for package in ("spikeproof", "numpy", "numba", "torch", "snntorch", "onnx", "onnxruntime", "lava-nc"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -144,7 +148,7 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         write_json(folder.path / FIDELITY, lost)
         progress("quantize", 3, 3, "")
 
-    decides = [config.seed, _data(config), asdict(config.network), asdict(config.quantize)]
+    decides = [*_decides_network(config), asdict(config.quantize)]
     return folder.step("quantize", decides, [weights], [NETWORK, INPUTS, FLOAT, SCALES, FIDELITY], work)
 
 
@@ -270,6 +274,81 @@ def verdict(folder: RunFolder) -> dict[str, Any]:
     return dict(json.loads(folder.require(VERDICT, "verify").read_text(encoding="utf-8")))
 
 
+def adopt(folder: RunFolder, network: Path, inputs: Path) -> bool:
+    """Take a network (.npz or .onnx) and its inputs from files, in place of quantizing; True if they are new here.
+
+    Raises UserError for a folder that trains its own network, and for files that are refused or do not fit each other.
+    """
+    if (folder.path / WEIGHTS).exists():
+        raise UserError(
+            f"{folder.path} has a network of its own; give a network from a file another folder with --out."
+        )
+    for path in (network, inputs):
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such file; --network and --inputs name existing ones.")
+
+    def work() -> None:
+        from deploy.onnx import files
+        from quantize import held_out, integer_network
+
+        found = files.load(network) if network.suffix == ".onnx" else integer_network.load(network)
+        held = held_out.load(inputs)
+        found.check_inputs(held.inputs)
+        integer_network.save(found, folder.path / NETWORK)
+        held_out.save(held, folder.path / INPUTS)
+
+    return folder.step("adopt", [], [network, inputs], [NETWORK, INPUTS], work)
+
+
+def export(config: Config, folder: RunFolder, progress: Progress, formats: Sequence[str] = ()) -> bool:
+    """Write the network in the formats named, or in all; True if one of them had something to do."""
+    for name in formats:
+        if name not in EXPORTS:
+            raise UserError(f"export: '{name}' is no format; {nearest(name, EXPORTS)}")
+    done = []
+    for name in formats or EXPORTS:
+        done.append(EXPORTS[name](config, folder))
+        progress(f"export: {name}", 1, 1, "" if done[-1] else "done before, unchanged")
+    return any(done)
+
+
+def _export_onnx(config: Config, folder: RunFolder) -> bool:
+    network_file = folder.require(NETWORK, "quantize")
+
+    def work() -> None:
+        from deploy.onnx import files, graph, integer
+        from quantize import integer_network
+
+        network = integer_network.load(network_file)
+        step = integer.build(network)
+        about = integer.about(network, step)
+        files.save(graph.step_model(step, about), folder.path / STEP)
+        files.save(graph.scan_model(step, about), folder.path / SCAN)
+
+    return folder.step("export: onnx", [], [network_file], [STEP, SCAN], work)
+
+
+def _export_onnx_float(config: Config, folder: RunFolder) -> bool:
+    weights = folder.require(WEIGHTS, "train")
+
+    def work() -> None:
+        from deploy.onnx import files, floats, graph
+        from quantize.fold import fold
+        from train.checkpoint import load_weights
+
+        network = _network(config)
+        load_weights(network, weights)
+        layers = fold(network)
+        step, about = floats.build(layers, network.input_shape), floats.about(layers)
+        files.save(graph.step_model(step, about), folder.path / FLOAT_STEP)
+        files.save(graph.scan_model(step, about), folder.path / FLOAT_SCAN)
+
+    return folder.step("export: onnx-float", _decides_network(config), [weights], [FLOAT_STEP, FLOAT_SCAN], work)
+
+
+EXPORTS = {"onnx": _export_onnx, "onnx-float": _export_onnx_float}
+
+
 def lava_options(config: Config) -> LavaOptions:
     from deploy.lava.backend import LavaOptions
 
@@ -285,7 +364,12 @@ def prepare(config: Config) -> tuple[SpikingNetwork, Dataset, Encoding, Training
 def decides_training(config: Config) -> list[Any]:
     """All of a configuration that decides the trained weights, as JSON data."""
     of_integers = [asdict(config.quantize)] if config.train.aware_epochs else []
-    return [config.seed, _data(config), asdict(config.network), asdict(config.train), *of_integers]
+    return [*_decides_network(config), asdict(config.train), *of_integers]
+
+
+def _decides_network(config: Config) -> list[Any]:
+    """All of a configuration, beside the weights, that decides the trained network and what it is shown."""
+    return [config.seed, _data(config), asdict(config.network)]
 
 
 def _data(config: Config) -> dict[str, Any]:
