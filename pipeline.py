@@ -302,7 +302,7 @@ def _summary(folder: RunFolder) -> int:
         accuracy.add_column(heading, justify="left" if heading == "accuracy" else "right")
     samples = verdict["samples"]
     of_rows = [(f"of {samples['compared']:,} compared samples", verdict["accuracy"])]
-    if samples["compared"] < samples["held_out"]:
+    if verdict["accuracy_of_all"] and samples["compared"] < samples["held_out"]:
         of_rows.append((f"of all {samples['held_out']:,} held-out samples, by the engine", verdict["accuracy_of_all"]))
     for title, values in of_rows:
         accuracy.add_row(title, *(f"{values[name]:.2%}" if name in values else "" for name in shown))

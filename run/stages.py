@@ -185,7 +185,8 @@ def verify(config: Config, folder: RunFolder, progress: Progress) -> bool:
     """Compare all recordings pair by pair and write the verdict; True if there was something to do."""
     names = config.deploy.backends
     files = [folder.require(_recording_file(name), "deploy") for name in names]
-    reads = [folder.require(file, "quantize") for file in (NETWORK, INPUTS, FLOAT, FIDELITY)]
+    of_floats = () if _is_adopted(folder) else (FLOAT, FIDELITY)
+    reads = [folder.require(file, "quantize") for file in (NETWORK, INPUTS, *of_floats)]
 
     def work() -> None:
         recordings = {name: recording_of(folder, name) for name in names}
@@ -298,6 +299,12 @@ def adopt(folder: RunFolder, network: Path, inputs: Path) -> bool:
         held_out.save(held, folder.path / INPUTS)
 
     return folder.step("adopt", [], [network, inputs], [NETWORK, INPUTS], work)
+
+
+def _is_adopted(folder: RunFolder) -> bool:
+    """Whether the folder's network was taken from a file, so that there is no float network to compare it with."""
+    done = folder.seconds()
+    return "adopt" in done and "quantize" not in done
 
 
 def export(config: Config, folder: RunFolder, progress: Progress, formats: Sequence[str] = ()) -> bool:
@@ -442,13 +449,15 @@ def _verdict(folder: RunFolder, recordings: dict[str, Recording], comparisons: l
     def accuracy(ran: Recording) -> float:
         return float((recording.predictions(ran, network)[:compared] == labels[:compared]).mean())
 
-    floats = recording.load(folder.path / FLOAT)
-    of_all = json.loads((folder.path / FIDELITY).read_text(encoding="utf-8"))["accuracy"]
+    floats, of_all = None, None
+    if not _is_adopted(folder):
+        floats = accuracy(recording.load(folder.path / FLOAT))
+        of_all = json.loads((folder.path / FIDELITY).read_text(encoding="utf-8"))["accuracy"]
     return {
         "equal": all(comparison.equal for comparison in comparisons),
         "comparisons": [comparison.to_json() for comparison in comparisons],
         "accuracy": {
-            "float": accuracy(floats),
+            "float": floats,
             "integer": accuracy(next(iter(recordings.values()))),
             "lava": accuracy(recordings["lava"]) if "lava" in recordings else None,
         },

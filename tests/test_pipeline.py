@@ -21,6 +21,7 @@ import pytest
 import safetensors.numpy
 
 import pipeline as command_line
+from deploy.onnx import files
 from quantize import held_out, integer_network, recording, reference
 from quantize.arithmetic import LOIHI_LIF_V1
 
@@ -82,6 +83,14 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.fixture
+def without_torch(tmp_path: Path) -> dict[str, str]:
+    """An environment for a process in which there is no torch."""
+    (tmp_path / "without" / "torch").mkdir(parents=True)
+    (tmp_path / "without" / "torch" / "__init__.py").write_text("raise ImportError('there is no torch here')")
+    return os.environ | {"PYTHONPATH": str(tmp_path / "without")}
+
+
 def test_the_verdict_holds_what_was_compared(finished: Path) -> None:
     verdict = json.loads((finished / "verdict.json").read_text())
     assert verdict["equal"] is True
@@ -138,14 +147,11 @@ def test_each_stage_works_from_the_files_of_the_one_before(tmp_path: Path) -> No
     assert (out / "report.json").is_file()
 
 
-def test_deploy_verify_and_report_need_no_torch(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "without" / "torch").mkdir(parents=True)
-    (tmp_path / "without" / "torch" / "__init__.py").write_text("raise ImportError('there is no torch here')")
+def test_deploy_verify_and_report_need_no_torch(run: Path, without_torch: dict[str, str]) -> None:
     shutil.rmtree(run / "deploy")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "without")}
-    assert "there is no torch here" in process("train", "--out", run, "--set", "seed=5", env=environment).stderr
+    assert "there is no torch here" in process("train", "--out", run, "--set", "seed=5", env=without_torch).stderr
     for stage in ("deploy", "verify", "report"):
-        done = process(stage, "--out", run, "--set", "seed=0", "--set", "deploy.samples=4", env=environment)
+        done = process(stage, "--out", run, "--set", "seed=0", "--set", "deploy.samples=4", env=without_torch)
         assert done.returncode == 0, done.stderr
 
 
@@ -384,3 +390,44 @@ def test_networks_trained_online_go_the_whole_way(tmp_path: Path, online: str, r
     keys += ["train.mse_share=0.05", "train.learning_rate=0.005", "train.epochs=2", "data.steps=4"]
     done = pipeline("--out", tmp_path, *[part for key in keys for part in ("--set", key)], *LITTLE_LAVA)
     assert (done.returncode, "EQUAL" in done.stdout) == (0, True), done.stderr
+
+
+def test_the_network_is_exported_with_torch_and_without(run: Path, without_torch: dict[str, str]) -> None:
+    names = {f"{kind}{form}.onnx" for kind in ("", "float_") for form in ("step", "scan")}
+    assert pipeline("export", "--out", run).returncode == 0
+    assert {path.name for path in (run / "deploy").glob("*.onnx")} == names
+    network = integer_network.load(run / "quantize" / "network.npz")
+    for form in ("step", "scan"):
+        assert files.load(run / "deploy" / f"{form}.onnx").hash == network.hash
+    written = {name: (run / "deploy" / name).stat().st_mtime_ns for name in names}
+    assert "done before, unchanged" in pipeline("export", "--out", run).stdout
+    assert {name: (run / "deploy" / name).stat().st_mtime_ns for name in names} == written
+    assert "'nirr' is no format" in refused("export", "nirr", "--out", run)
+
+    (run / "deploy" / "scan.onnx").unlink()
+    done = process("export", "onnx", "--out", run, env=without_torch)
+    assert done.returncode == 0, done.stderr
+    assert files.load(run / "deploy" / "scan.onnx").hash == network.hash
+
+
+def test_a_network_from_a_file_is_deployed_and_verified_without_torch(
+    run: Path, tmp_path: Path, without_torch: dict[str, str]
+) -> None:
+    assert pipeline("export", "onnx", "--out", run).returncode == 0
+    network, inputs = run / "deploy" / "step.onnx", run / "quantize" / "inputs.npz"
+    given = ("--network", network, "--inputs", inputs)
+    out = tmp_path / "other"
+    keys = ("--set", "deploy.backends=engine,onnx", "--set", "deploy.samples=7")
+    done = process("deploy", "--out", out, *given, *keys, env=without_torch)
+    assert done.returncode == 0, done.stderr
+    done = process("verify", "--out", out, env=without_torch)
+    assert (done.returncode, "EQUAL" in done.stdout) == (0, True), done.stderr
+    verdict = json.loads((out / "verdict.json").read_text())
+    assert verdict["hashes"]["network"] == integer_network.load(run / "quantize" / "network.npz").hash
+    assert verdict["comparisons"][0]["spikes_compared"] == 7 * 6 * 26
+    assert verdict["accuracy"]["float"] is None
+    assert "has a network of its own" in refused("deploy", "--out", run, *given)
+    assert "--network and --inputs belong together" in refused("deploy", "--out", out, "--network", network)
+    assert "there is no such file" in refused("deploy", "--out", out, "--network", "x.onnx", "--inputs", inputs)
+    network.write_bytes(network.read_bytes()[:-1])
+    assert "is no whole ONNX file" in refused("deploy", "--out", out, *given)
