@@ -1,4 +1,4 @@
-"""Samples per second on 784-256-10, T = 20: the engine, its bare matrix products, and Lava three ways.
+"""Samples per second on 784-256-10, T = 20: the engine, its bare matrix products, onnxruntime, and Lava three ways.
 
     uv run python -m benchmarks.engine          prints the table, about a minute
 
@@ -25,6 +25,7 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from deploy.lava import backend
+from deploy.onnx import backend as onnx_backend
 from quantize import engine
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population, save
 
@@ -79,6 +80,7 @@ def main() -> None:
     chip = network()
     inputs = (np.random.default_rng(1).random((STEPS, BATCH, 784)) < 0.1).astype(np.uint8)
     truth = engine.run(chip, inputs)
+    assert onnx_backend.run(chip, inputs).hash == truth.hash
     few = slice(0, LAVA_SAMPLES)
 
     def stream(lanes: int) -> float:
@@ -93,6 +95,7 @@ def main() -> None:
         ways: dict[str, tuple[int, int, Callable[[], float]]] = {
             "matrix products alone": (ROUNDS, BATCH, lambda: seconds(multiply)),
             "engine": (ROUNDS, BATCH, lambda: seconds(lambda: engine.run(chip, inputs))),
+            "onnx": (ROUNDS, BATCH, lambda: seconds(lambda: onnx_backend.run(chip, inputs))),
             per_sample: (
                 LAVA_ROUNDS,
                 LAVA_SAMPLES,

@@ -63,10 +63,14 @@ def test_both_graphs_equal_the_reference_on_random_networks(case: Any) -> None:
 @pytest.mark.smoke
 @given(networks(cycles=True, readouts=True))
 @settings(max_examples=30)
-def test_backend_equals_the_reference_with_states_of_some_samples(case: Any) -> None:
+def test_backend_equals_the_reference_whole_and_cut_into_batches(case: Any) -> None:
     network, inputs = case
     for states in (0, 2):
-        assert_equal(reference.run(network, inputs, states), backends.run("onnx", network, inputs, states))
+        expected = reference.run(network, inputs, states)
+        assert_equal(expected, backends.run("onnx", network, inputs, states))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(backend, "WORKSPACE", 1)
+            assert_equal(expected, backends.run("onnx", network, inputs, states))
 
 
 @given(networks(cycles=True, readouts=True))

@@ -14,6 +14,7 @@ from quantize.integer_network import IntegerNetwork
 from quantize.recording import Recording, Traces, hash_of
 
 ERRORS_ONLY = 3
+WORKSPACE = 1 << 26  # bytes that one value of every neuron may take in a step; larger batches are cut
 
 Execute = Callable[[Sequence[str], dict[str, np.ndarray]], Sequence[np.ndarray]]  # names of outputs, inputs -> outputs
 
@@ -26,11 +27,14 @@ def run(network: IntegerNetwork, inputs: np.ndarray, states: int = 0) -> Recordi
     inputs = network.check_inputs(inputs)
     step, samples = integer.build(network), inputs.shape[1]
     states = min(states, samples)
+    neurons = sum(population.size for population in network.populations)
+    batch = max(1, WORKSPACE // (np.dtype(np.float64).itemsize * neurons))
     ran = []
-    for part, traces in ((inputs[:, :states], True), (inputs[:, states:], False)):
-        if part.shape[1]:
+    for start, stop, traces in ((0, states, True), (states, samples, False)):
+        if start < stop:
             execute = executor(scan_model(step, integer.about(network, step), traces))
-            ran.append(run_scan(execute, step, part, traces))
+            batches = [slice(first, min(first + batch, stop)) for first in range(start, stop, batch)]
+            ran += [run_scan(execute, step, inputs[:, part], traces) for part in batches]
     return recorded(network, inputs, ran)
 
 

@@ -62,7 +62,7 @@ class Step:
         return name
 
     def array(self, name: str, values: np.ndarray) -> str:
-        self.initialisers[name] = numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name)
+        self.initialisers[name] = numpy_helper.from_array(values, name)
         return name
 
     def number(self, value: float, dtype: Any = np.int32) -> str:

@@ -18,8 +18,8 @@ from deploy.onnx.graph import BATCH, INPUT, Step, Value
 from quantize import arithmetic as rules
 from quantize.integer_network import Connection, IntegerNetwork, Population, pack
 
-HALF_WEIGHT_SPAN = 128  # halved weights are -128..127
-PAIR_LIMIT = 1 << 15
+HALF_SPAN = 128  # halved weights are -128..127
+INT16_LIMIT = 1 << 15
 
 
 def build(network: IntegerNetwork) -> Step:
@@ -60,7 +60,7 @@ def weight_of(stored: np.ndarray) -> np.ndarray:
     """A connection's weights from their initialiser. Raises TypeError for one that is of another type."""
     if stored.dtype not in (np.int8, np.uint8):
         raise TypeError(f"weights are {stored.dtype}, not int8 or uint8")
-    half = stored.astype(np.int16) - (HALF_WEIGHT_SPAN if stored.dtype == np.uint8 else 0)
+    half = stored.astype(np.int16) - (HALF_SPAN if stored.dtype == np.uint8 else 0)
     return rules.WEIGHT_STEP * (half.T if half.ndim == 2 else half)
 
 
@@ -69,13 +69,11 @@ def _drive(step: Step, network: IntegerNetwork, index: int, connection: Connecti
     name = f"connection/{index}"
     total = _sum(step, network, name, connection)
     up = connection.exponent + 1  # for the halved weights
-    if up >= 0:
-        return step.add(f"{name}/drive", "Mul", total, step.number(1 << (up + rules.STATE_SHIFT)))
-    # Clearing the bits that a right shift loses is a floor, whatever the sign.
-    floored = step.add(f"{name}/floored", "BitwiseAnd", total, step.number(-(1 << -up)))
-    if up + rules.STATE_SHIFT >= 0:
-        return step.add(f"{name}/drive", "Mul", floored, step.number(1 << (up + rules.STATE_SHIFT)))
-    return step.add(f"{name}/drive", "Div", floored, step.number(1 << -(up + rules.STATE_SHIFT)))
+    if up < 0:  # clearing the bits that a right shift loses is a floor, whatever the sign
+        total = step.add(f"{name}/floored", "BitwiseAnd", total, step.number(-(1 << -up)))
+    up += rules.STATE_SHIFT
+    operator = "Mul" if up >= 0 else "Div"
+    return step.add(f"{name}/drive", operator, total, step.number(1 << abs(up)))
 
 
 def _sum(step: Step, network: IntegerNetwork, name: str, connection: Connection) -> str:
@@ -95,12 +93,12 @@ def _sum(step: Step, network: IntegerNetwork, name: str, connection: Connection)
         if len(shape) > 1:
             spikes = step.add(f"{name}/flat", "Flatten", spikes)
     zero_points: tuple[str, ...] = ()
-    if 2 * largest * HALF_WEIGHT_SPAN < PAIR_LIMIT:
+    if 2 * largest * HALF_SPAN < INT16_LIMIT:
         weight = step.array(f"{name}/weight", half.astype(np.int8))
     else:
         # Without VNNI, onnxruntime adds pairs of uint8 x int8 products in 16 bits that saturate; of uint8 x uint8 not.
-        weight = step.array(f"{name}/weight", (half + HALF_WEIGHT_SPAN).astype(np.uint8))
-        zero_points = (step.number(0, np.uint8), step.number(HALF_WEIGHT_SPAN, np.uint8))
+        weight = step.array(f"{name}/weight", (half + HALF_SPAN).astype(np.uint8))
+        zero_points = (step.number(0, np.uint8), step.number(HALF_SPAN, np.uint8))
     if not connection.is_conv:
         return step.add(f"{name}/sum", "MatMulInteger", spikes, weight, *zero_points)
     return step.add(
