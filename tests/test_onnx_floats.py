@@ -51,6 +51,8 @@ DYADIC = {
     "convolutions around pooling": ("6C3-AP2-5C3-SP2-4", {"beta": 0.5, "floor": True}),
     "groups and dilation": ("4C3-4C3D2G2-4", {"alpha": 0.25}),
     "max pooling": ("4C3-MP2-6C3-4", {}),
+    "late hard reset": ("6C3-R8-4", {"alpha": 0.5, "reset": "hard-late"}),
+    "late soft reset and floor": ("6C3-R8-4", {"reset": "soft-late", "floor": True}),
     "recurrence": ("R12-R9-4", {"alpha": 0.5}),
     "residual": ("4C3-[4C3-4C3]-AP2-[6-6]-4", {"beta": 0.5, "threshold": 0.5}),
 }

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto
 
-from deploy.onnx.graph import BATCH, INPUT, Step, Value
+from deploy.onnx.graph import BATCH, INPUT, Step, Value, reset
+from quantize.arithmetic import is_late
 
 if TYPE_CHECKING:
     from quantize.fold import FoldedConnection, FoldedLayer
@@ -74,21 +75,26 @@ def _current(step: Step, name: str, connection: FoldedConnection, shape: tuple[i
 
 def _lif(step: Step, layer: FoldedLayer, current: str, bias: str) -> None:
     """`train.scan.lif_scan`, one step of it."""
-    name = layer.name
-    u, v = (step.state(f"{name}/{what}", np.float32, layer.shape) for what in ("u", "v"))
-    kept = step.add(f"{u}/kept", "Mul", u, _array(step, f"{name}/alpha", layer.alpha))
+    name, kind, late = layer.name, layer.reset, is_late(layer.reset)
+    before_u, before_v = (step.state(f"{name}/{what}", np.float32, layer.shape) for what in ("u", "v"))
+    threshold = _array(step, f"{name}/threshold", layer.threshold)
+    u = step.add(f"{name}/u/kept", "Mul", before_u, _array(step, f"{name}/alpha", layer.alpha))
     if layer.input_is_bias:
         bias = step.add(f"{name}/loaded", "Add", current, bias)
-        u = step.add(f"{u}/next", "Identity", kept)
+        u = step.add(f"{name}/u/next", "Identity", u)
     else:
-        u = step.add(f"{u}/next", "Add", kept, current)
-    v = step.add(f"{v}/kept", "Mul", v, _array(step, f"{name}/beta", layer.beta))
+        u = step.add(f"{name}/u/next", "Add", u, current)
+    v = step.add(f"{name}/v/kept", "Mul", before_v, _array(step, f"{name}/beta", layer.beta))
     v = step.add(f"{name}/v/driven", "Add", v, u)
     v = step.add(f"{name}/v/biased", "Add", v, bias)
-    threshold = _array(step, f"{name}/threshold", layer.threshold)
+    if late:
+        fired = step.add(f"{name}/fired", "Greater", before_v, threshold)
+        v = reset(step, f"{name}/v/reset", v, fired, threshold, kind, np.float32)
     fires = step.add(f"{name}/fires", "Greater", v, threshold)
     if layer.floor:
         v = step.add(f"{name}/v/raised", "Relu", v)
-    after = step.number(0, np.float32) if layer.reset == "hard" else step.add(f"{name}/v/less", "Sub", v, threshold)
-    step.add(f"{name}/v/next", "Where", fires, after, v)
+    if late:
+        step.add(f"{name}/v/next", "Identity", v)
+    else:
+        reset(step, f"{name}/v/next", v, fires, threshold, kind, np.float32)
     step.add(f"{name}/spikes", "Cast", fires, to=TensorProto.UINT8)

@@ -23,7 +23,7 @@ TIME, BATCH = "T", "B"
 INPUT = "input"
 TIME_STEP = (
     "Layer time: a population sees what its source emits in the same step, or `delay` steps before. In a step: current "
-    "u, voltage v, spike where v > threshold, reset. u and v are those after the reset; states start from 0."
+    "u, voltage v, spike where v > threshold, reset (late ones in v of the step after). States start from 0."
 )
 
 
@@ -112,6 +112,12 @@ class Step:
             state.name: np.zeros([samples if size == BATCH else int(size) for size in state.shape], state.dtype)
             for state in self.states
         }
+
+
+def reset(step: Step, to: str, v: str, fired: str, threshold: str, kind: str, dtype: Any) -> str:
+    """v, where it fired 0 (hard) or less the threshold (soft), under the name `to`."""
+    after = step.number(0, dtype) if kind.startswith("hard") else step.add(f"{to}/less", "Sub", v, threshold)
+    return step.add(to, "Where", fired, after, v)
 
 
 def spikes_of(source: str) -> str:

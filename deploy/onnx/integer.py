@@ -14,7 +14,7 @@ import numpy as np
 from onnx import TensorProto
 
 from base.errors import UserError
-from deploy.onnx.graph import BATCH, INPUT, Step, Value
+from deploy.onnx.graph import BATCH, INPUT, Step, Value, reset
 from quantize import arithmetic as rules
 from quantize.integer_network import Connection, IntegerNetwork, Population, pack
 
@@ -126,28 +126,34 @@ def _bias(step: Step, network: IntegerNetwork, population: Population) -> str:
 
 def _lif(step: Step, population: Population, drive: str | None, bias: str) -> None:
     """`arithmetic.lif_step`, from a drive that is shifted already."""
-    name, shape, limit = population.name, population.shape, rules.STATE_LIMIT
-    u = _kept(step, population, "u", step.state(f"{name}/u", np.int32, shape), rules.CURRENT_DECAY_OFFSET)
+    name, kind, limit = population.name, population.reset, rules.STATE_LIMIT
+    before_u, before_v = (step.state(f"{name}/{what}", np.int32, population.shape) for what in ("u", "v"))
+    mantissa = step.array(f"population/{name}/threshold_mant", population.threshold_mant)
+    threshold = step.add(f"{name}/threshold", "Mul", mantissa, step.number(1 << rules.STATE_SHIFT))
+    u = _kept(step, before_u, population.decay_u, rules.CURRENT_DECAY_OFFSET)
     if drive is not None:
         u = step.add(f"{name}/u/driven", "Add", u, drive)
     u = _wrapped(step, name, u)
-    v = _kept(step, population, "v", step.state(f"{name}/v", np.int32, shape), 0)
+    v = _kept(step, before_v, population.decay_v, 0)
     v = step.add(f"{name}/v/driven", "Add", v, u)
     v = step.add(f"{name}/v/biased", "Add", v, bias)
-    low = 0 if population.floor else -(limit - 1)
-    v = step.add(f"{name}/v/saturated", "Clip", v, step.number(low), step.number(limit - 1))
-    mantissa = step.array(f"population/{name}/threshold_mant", population.threshold_mant)
-    threshold = step.add(f"{name}/threshold", "Mul", mantissa, step.number(1 << rules.STATE_SHIFT))
+    late = rules.is_late(kind)
+    if late:
+        fired = step.add(f"{name}/fired", "Greater", before_v, threshold)
+        v = reset(step, f"{name}/v/reset", v, fired, threshold, kind, np.int32)
+    low, high = step.number(0 if population.floor else -(limit - 1)), step.number(limit - 1)
+    v = step.add(f"{name}/v/next" if late else f"{name}/v/saturated", "Clip", v, low, high)
     fires = step.add(f"{name}/fires", "Greater", v, threshold)
-    _reset(step, population, v, fires, threshold)
+    if not late:
+        reset(step, f"{name}/v/next", v, fires, threshold, kind, np.int32)
     step.add(f"{name}/spikes", "Cast", fires, to=TensorProto.UINT8)
 
 
-def _kept(step: Step, population: Population, what: str, state: str, offset: int) -> str:
+def _kept(step: Step, state: str, decay: np.ndarray, offset: int) -> str:
     """trunc(state (4096 - (decay + offset)) / 4096); the share, a constant, is exact in float64."""
-    unity = step.number(rules.DECAY_UNITY - offset)
-    decay = step.array(f"population/{population.name}/decay_{what}", getattr(population, f"decay_{what}"))
-    whole = step.add(f"{state}/whole_share", "Sub", unity, decay)
+    population, what = state.split("/")
+    unity, lost = step.number(rules.DECAY_UNITY - offset), step.array(f"population/{population}/decay_{what}", decay)
+    whole = step.add(f"{state}/whole_share", "Sub", unity, lost)
     real = step.add(f"{state}/real_share", "Cast", whole, to=TensorProto.DOUBLE)
     share = step.add(f"{state}/share", "Div", real, step.number(rules.DECAY_UNITY, np.float64))
     wide = step.add(f"{state}/wide", "Cast", state, to=TensorProto.DOUBLE)
@@ -164,9 +170,3 @@ def _wrapped(step: Step, name: str, u: str) -> str:
     raised = step.add(f"{name}/u/raised", "Add", u, span)
     above = step.add(f"{name}/u/above", "Where", under, raised, u)
     return step.add(f"{name}/u/next", "Where", over, lowered, above)
-
-
-def _reset(step: Step, population: Population, v: str, fires: str, threshold: str) -> None:
-    name = population.name
-    after = step.number(0) if population.reset == "hard" else step.add(f"{name}/v/less", "Sub", v, threshold)
-    step.add(f"{name}/v/next", "Where", fires, after, v)
