@@ -169,7 +169,7 @@ HARMED = {
     "a function": (with_function, "what surrounds its nodes is different"),
     "data in another file": (with_data_elsewhere, "keeps 'connection/0/weight' in another file, which is not followed"),
     "dimensions without data": (with_huge_dimensions, "describes no whole network (ValueError"),
-    "maps that no memory holds": (of_huge_maps, "claims 2,199,023,255,552 inputs and neurons, above the 16,777,216"),
+    "maps that no memory holds": (of_huge_maps, "claims 2,199,023,255,552 inputs and neurons, above the 4,194,304"),
     "no populations": (with_claim(populations=[]), "the output 'b' is no population"),
     "half a population": (with_claim(populations=POPULATIONS), "describes no whole network (TypeError"),
     "a claim of another type": (with_claim(connections=3), "describes no whole network (TypeError"),

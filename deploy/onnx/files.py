@@ -28,7 +28,7 @@ from quantize import arithmetic, engine
 from quantize.integer_network import INPUT, IntegerNetwork, unpack
 
 FILE_MAX = 1 << 28  # bytes
-NEURONS_MAX = 1 << 24  # inputs among them
+NEURONS_MAX = 1 << 22  # inputs among them; four of Loihi 2's chips
 AGAIN = "export it again with 'pipeline.py export onnx'"
 FORMS = {"step": step_model, "scan": scan_model}
 TRIAL_STEPS = 8
@@ -79,15 +79,13 @@ def load(path: Path) -> IntegerNetwork:
 def _read(path: Path) -> ModelProto:
     try:
         size = path.stat().st_size
-        if size > FILE_MAX:
-            raise UserError(
-                f"{path}: has {size:,} bytes, above the {FILE_MAX:,} that are read; give a smaller network."
-            )
-        return onnx.load_model_from_string(path.read_bytes())
+        data = path.read_bytes() if size <= FILE_MAX else b""
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}; {AGAIN}.") from error
-    except UserError:
-        raise
+    if size > FILE_MAX:
+        raise UserError(f"{path}: has {size:,} bytes, above the {FILE_MAX:,} that are read; give a smaller network.")
+    try:
+        return onnx.load_model_from_string(data)
     except Exception as error:  # the parser's own errors
         raise UserError(f"{path}: is no whole ONNX file ({type(error).__name__}); {AGAIN}.") from error
 
