@@ -18,7 +18,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 OPSET, IR_VERSION = 18, 8  # the first opset with BitwiseAnd
-FORMAT, FORMAT_VERSION = "spikeproof-onnx", 1
+FORMAT, FORMAT_VERSION = "spikeproof-onnx", 1  # another version whenever a network would get another graph
 TIME, BATCH = "T", "B"
 INPUT = "input"
 TIME_STEP = (

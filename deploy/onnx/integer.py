@@ -1,6 +1,6 @@
 """The integer network as an ONNX step: docs/arithmetic.md in standard operators, with every integer as the chip has it.
 
-All states are int32. Sums are `MatMulInteger` and `ConvInteger` over halved weights, which fit int8; what they lack is
+All states are int32. Sums are `MatMulInteger` and `ConvInteger` over halved weights, a byte each; what they lack is
 made up for by the shift. A decay's product needs up to 44 bits: float64 holds it exactly, and casting back cuts the
 fraction off towards zero, as the contract wants.
 """
@@ -93,10 +93,11 @@ def _sum(step: Step, network: IntegerNetwork, name: str, connection: Connection)
         if len(shape) > 1:
             spikes = step.add(f"{name}/flat", "Flatten", spikes)
     zero_points: tuple[str, ...] = ()
-    if 2 * largest * HALF_SPAN < INT16_LIMIT:
+    if not connection.is_conv and 2 * largest * HALF_SPAN < INT16_LIMIT:
         weight = step.array(f"{name}/weight", half.astype(np.int8))
     else:
-        # Without VNNI, onnxruntime adds pairs of uint8 x int8 products in 16 bits that saturate; of uint8 x uint8 not.
+        # The convolution of onnxruntime 1.23, the last for Python 3.10, takes no int8. And without VNNI, products of
+        # uint8 x int8 are added pairwise in 16 bits that saturate; of uint8 x uint8 they are not.
         weight = step.array(f"{name}/weight", (half + HALF_SPAN).astype(np.uint8))
         zero_points = (step.number(0, np.uint8), step.number(HALF_SPAN, np.uint8))
     if not connection.is_conv:
