@@ -75,6 +75,31 @@ def fold(network: SpikingNetwork) -> tuple[FoldedLayer, ...]:
     return (*others, replace(output, time_weights=_float64(output.name, "time weight", network.time_weights)))
 
 
+def check_alive(layers: tuple[FoldedLayer, ...], payload_bits: int) -> None:
+    """Raises UserError for a layer that has weights, but no neuron that any spikes could bring above its threshold.
+
+    The bound is that of the strongest constant input: u up to sum / (1 - alpha), v up to (u + bias) / (1 - beta).
+    """
+    for layer in layers:
+        if layer.neuron == "none" or not any(connection.weight.any() for connection in layer.connections):
+            continue
+        shape = (-1, *[1] * (len(layer.shape) - 1))
+        drive = np.zeros(len(layer.bias))
+        for connection in layer.connections:
+            payload = 2**payload_bits - 1 if connection.source == INPUT else 1
+            drive += payload * connection.weight.clip(min=0).reshape(len(drive), -1).sum(axis=1)
+        current = drive.reshape(shape) / (1.0 if layer.input_is_bias else 1 - np.asarray(layer.alpha))
+        pushed = current + layer.bias.reshape(shape)
+        with np.errstate(divide="ignore", invalid="ignore"):  # without a leak there is no highest
+            highest = np.where(pushed > 0, pushed / (1 - np.asarray(layer.beta)), 0.0).max()
+        if highest <= layer.threshold:
+            raise UserError(
+                f"layer '{layer.name}': no input brings its voltage above {highest:.3g}, so its neurons never pass the "
+                f"threshold {layer.threshold:g} and nothing behind them hears any; lower the threshold, raise beta, or "
+                "train longer."
+            )
+
+
 def _clipped(layer: FoldedLayer, clips: nn.ParameterDict) -> FoldedLayer:
     if layer.name not in clips:  # nothing is learned of maxima
         return layer

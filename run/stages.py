@@ -121,6 +121,7 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         from quantize import engine, held_out, integer_network, recording
         from quantize.calibration import calibrate
         from quantize.fidelity import fidelity
+        from quantize.fold import check_alive
         from quantize.scales import input_biases
         from quantize.scales import quantize as to_integers
         from train.checkpoint import load_weights
@@ -132,6 +133,7 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         load_weights(network, weights)
         progress("quantize", 0, 3, "choosing integers")
         layers = calibrate(network, calibration_inputs(dataset, encoding), config.quantize)
+        check_alive(layers, encoding.payload_bits)
         integers, scales = to_integers(layers, network.input_shape, encoding.payload_bits, config.quantize)
         inputs = encode_all(test.values, encoding)
         if encoding.input_is_bias:

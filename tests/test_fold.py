@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,8 @@ from torch import nn
 
 from base.errors import UserError
 from quantize import engine, reference
-from quantize.fold import FoldedLayer, fold
+from quantize.fold import FoldedConnection, FoldedLayer, check_alive, fold
+from quantize.integer_network import INPUT
 from quantize.scales import input_biases, quantize
 from train.architecture import build
 from train.network import SpikingNetwork
@@ -254,3 +258,30 @@ def test_a_network_from_modules_folds_like_one_from_notation() -> None:
     assert np.array_equal(
         run_folded(layers, inputs)["residual1"], network.rasters(torch.from_numpy(inputs))["residual1"]
     )
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "neuron", "alive"),
+    [
+        (0.3, 0.0, {"beta": 0.0}, False),  # 3 inputs: 0.9 at most
+        (0.4, 0.0, {"beta": 0.0}, True),
+        (0.3, 0.2, {"beta": 0.0}, True),
+        (0.03, 0.0, {"beta": 0.9}, False),  # 0.09 / (1 - 0.9) = 0.9
+        (0.03, 0.0, {"beta": 0.9, "alpha": 0.2}, True),
+        (0.03, 0.0, {"beta": 1.0}, True),
+        (-5.0, 0.0, {"beta": 1.0}, False),
+        (0.0, 0.0, {"beta": 0.0}, True),  # zeros are what they are
+    ],
+)
+def test_a_layer_that_no_input_can_make_spike_is_refused(
+    weight: float, bias: float, neuron: dict[str, Any], alive: bool
+) -> None:
+    plain = FoldedLayer(
+        "a", (2,), (FoldedConnection(INPUT, np.full((2, 3), weight / 15)),), np.full(2, bias), 0.0, 0.5, 1.0
+    )
+    layer = replace(plain, **neuron)
+    if alive:
+        check_alive((layer,), payload_bits=4)
+    else:
+        with pytest.raises(UserError, match=r"layer 'a': no input brings its voltage above .* threshold 1 .*lower the"):
+            check_alive((layer,), payload_bits=4)
