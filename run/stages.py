@@ -47,6 +47,7 @@ Progress = Callable[[str, int, int, str], None]  # what, done, total, a note
 WEIGHTS, METRICS = "train/weights.safetensors", "train/metrics.jsonl"
 NETWORK, INPUTS, FLOAT = "quantize/network.npz", "quantize/inputs.npz", "quantize/float.npz"
 SCALES, FIDELITY = "quantize/scales.json", "quantize/fidelity.json"
+COST_SAMPLES = 64  # on which each rounding is tried by itself
 VERDICT, REPORT, REPORT_JSON = "verdict.json", "report.html", "report.json"
 STEP, SCAN = "deploy/step.onnx", "deploy/scan.onnx"
 FLOAT_STEP, FLOAT_SCAN = "deploy/float_step.onnx", "deploy/float_scan.onnx"
@@ -120,9 +121,10 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
     def work() -> None:
         from quantize import engine, held_out, integer_network, recording
         from quantize.calibration import calibrate
+        from quantize.cost import rounding_costs
         from quantize.fidelity import fidelity
         from quantize.fold import check_alive
-        from quantize.scales import input_biases
+        from quantize.scales import input_biases, quantize_each
         from quantize.scales import quantize as to_integers
         from train.checkpoint import load_weights
         from train.encoding import encode_all
@@ -131,24 +133,29 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         encoding, network, dataset = _encoding(config), _network(config), _dataset(config)
         test = dataset.test
         load_weights(network, weights)
-        progress("quantize", 0, 3, "choosing integers")
+        progress("quantize", 0, 4, "choosing integers")
         layers = calibrate(network, calibration_inputs(dataset, encoding), config.quantize)
         check_alive(layers, encoding.payload_bits)
         integers, scales = to_integers(layers, network.input_shape, encoding.payload_bits, config.quantize)
-        inputs = encode_all(test.values, encoding)
-        if encoding.input_is_bias:
-            inputs = input_biases(layers, integers, inputs)
-        held = held_out.HeldOut(inputs, test.labels)
-        progress("quantize", 1, 3, "float network on the held-out part")
+        shown = encode_all(test.values, encoding)
+        held = held_out.HeldOut(input_biases(layers, integers, shown) if encoding.input_is_bias else shown, test.labels)
+        progress("quantize", 1, 4, "float network on the held-out part")
         floats = recording.Recording("float", sha256_of(weights), held.hash, record(network, test, encoding))
-        progress("quantize", 2, 3, "integer network on the held-out part")
-        lost = fidelity(floats, engine.run(integers, inputs), test.labels, integers)
+        progress("quantize", 2, 4, "each rounding by itself")
+        emitted = {name: raster[:, :COST_SAMPLES] for name, raster in floats.spikes.items()}
+        each = quantize_each(layers, encoding.payload_bits, config.quantize)
+        costs = rounding_costs(layers, each, integers, shown[:, :COST_SAMPLES], emitted)
+        first_rows = {row["population"]: row for row in reversed(scales)}
+        for name, columns in costs.items():
+            first_rows[name].update(columns)
+        progress("quantize", 3, 4, "integer network on the held-out part")
+        lost = fidelity(floats, engine.run(integers, held.inputs), test.labels, integers)
         integer_network.save(integers, folder.path / NETWORK)
         held_out.save(held, folder.path / INPUTS)
         recording.save(floats, folder.path / FLOAT)
         write_json(folder.path / SCALES, scales)
         write_json(folder.path / FIDELITY, lost)
-        progress("quantize", 3, 3, "")
+        progress("quantize", 4, 4, "")
 
     decides = [*_decides_network(config), asdict(config.quantize)]
     return folder.step("quantize", decides, [weights], [NETWORK, INPUTS, FLOAT, SCALES, FIDELITY], work)

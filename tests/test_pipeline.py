@@ -112,6 +112,16 @@ def test_the_verdict_holds_what_was_compared(finished: Path) -> None:
     assert (finished / "report.html").stat().st_size > 10_000
 
 
+def test_the_table_of_integers_tells_what_each_rounding_cost(finished: Path) -> None:
+    rows = json.loads((finished / "quantize" / "scales.json").read_text())
+    assert [row["population"] for row in rows] == ["dense1", "dense2"]
+    for row in rows:
+        assert row["neuron_steps"] == 64 * 6 * row["neurons"]
+        assert 0 <= row["changed_by_weights"] < row["neuron_steps"] / 10
+    assert json.loads((finished / "report.json").read_text())["integers"]["scales"] == rows
+    assert "changed by decays" in (finished / "report.html").read_text()
+
+
 def test_running_again_does_nothing_and_says_so(run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     done = pipeline("--out", run)
