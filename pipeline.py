@@ -2,6 +2,7 @@
 
 pipeline.py                       the whole way on real digits, into runs/digits
 pipeline.py deploy --lanes 64     one stage, from the files of the stage before
+pipeline.py sensitivity           how few bits each layer can do with
 pipeline.py compare FILE          several ways to train, each from several seeds
 """
 
@@ -195,6 +196,42 @@ def export(
 
 
 @command
+def sensitivity(
+    out: Out = DEFAULT_OUT,
+    budget: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--budget", help="Choose the least divergence that fits so much memory: 24KiB, or of B or MiB."),
+    ] = None,
+    accuracy: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--accuracy", help="Choose the least memory that reaches this share: 0.97."),
+    ] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> int:
+    """Measure how few bits each layer of the trained network can do with, and choose mixed widths. Goes on where it
+    was."""
+    from run.sensitivity import page, search
+
+    wanted = search.goal(budget, accuracy)
+    chosen, folder = _open(out, config, settings)
+    asked = ["--budget", budget] if budget is not None else [] if accuracy is None else ["--accuracy", f"{accuracy:g}"]
+    words = shlex.join(["sensitivity", "--out", str(out), *asked])
+    with _bars() as show:
+        if not stages.sensitivity(chosen, folder, show, wanted, f"uv run pipeline.py {words}"):
+            show("sensitivity", 1, 1, "done before, unchanged")
+    numbers = page.load(out)
+    for title, table in page.tables(numbers):
+        _table(*table, title)
+    if numbers["use"]:
+        anew = ", its aware epochs trained anew" if chosen.train.aware_epochs else ""
+        words = f"The whole way with the chosen widths{anew}:\n{numbers['use']}"
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Page: {out / stages.SENSITIVITY_PAGE}", highlight=False)
+    return EXIT_EQUAL
+
+
+@command
 def compare(
     file: Annotated[
         Path, typer.Argument(help="A TOML file with a section [compare], as examples/compare-digits.toml.")
@@ -318,12 +355,17 @@ def _summary(folder: RunFolder) -> int:
 
 def _comparison(headings: list[str], rows: list[list[str]]) -> None:
     """The columns of a comparison's table that say who is better; the page has them all."""
-    table = Table()
     shown = [place for place, heading in enumerate(headings) if heading not in PAGE_ONLY]
-    for place in shown:
-        table.add_column(headings[place], justify="right" if place else "left")
+    _table([headings[place] for place in shown], [[row[place] for place in shown] for row in rows])
+
+
+def _table(headings: list[str], rows: list[list[str]], title: str | None = None) -> None:
+    """A table whose first column is words and whose others are numbers."""
+    table = Table(title=title)
+    for place, heading in enumerate(headings):
+        table.add_column(escape(heading), justify="right" if place else "left")
     for row in rows:
-        table.add_row(*(escape(row[place]) for place in shown))
+        table.add_row(*map(escape, row))
     console.print(table)
 
 

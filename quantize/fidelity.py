@@ -84,6 +84,18 @@ def fidelity(
     }
 
 
+def differences(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    """Of the rasters [T, B, *shape] of a float and an integer population: the share of neuron-steps that differ, the
+    rates, and the drift from one to the other."""
+    float_rate, integer_rate = float(ours.mean()), float(theirs.mean())
+    return {
+        "differing_share": float((ours != theirs).mean()),
+        "float_rate": float_rate,
+        "integer_rate": integer_rate,
+        "rate_drift": integer_rate - float_rate,
+    }
+
+
 def van_rossum(a: np.ndarray, b: np.ndarray, time_constant: float) -> np.ndarray:
     """Distance of spike trains [T, ...] along time, float64 [...]: 0 if equal, sqrt(1/2) for one spike too many.
 
@@ -134,11 +146,7 @@ def _distances(ours: np.ndarray, theirs: np.ndarray, time_constant: float) -> di
     if a.shape[1] > TRAINS:
         drawn = np.random.default_rng(0).choice(a.shape[1], TRAINS, replace=False)
         a, b = a[:, drawn], b[:, drawn]
-    return {
-        "differing_share": float((ours != theirs).mean()),
-        "float_rate": float(float_rates.mean()),
-        "integer_rate": float(integer_rates.mean()),
-        "rate_drift": float(integer_rates.mean() - float_rates.mean()),
+    return differences(ours, theirs) | {
         "rate_earth_mover": float(stats.wasserstein_distance(float_rates, integer_rates)),
         "van_rossum": float(van_rossum(ours, theirs, time_constant).mean()),
         "victor_purpura": float(victor_purpura(a, b, 1 / time_constant).mean()),

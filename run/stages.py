@@ -7,6 +7,10 @@
     report    -> report.html, report.json
     export    -> deploy/step.onnx, scan.onnx, float_step.onnx, float_scan.onnx
 
+and one that only needs what train wrote:
+
+    sensitivity -> quantize/sensitivity.md and its pictures, sensitivity.json
+
 Each floor is imported by the stage that needs it: deploy, verify, report and the export of integers run where there is
 no torch.
 """
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from deploy.lava.backend import LavaOptions
     from deploy.verify import Comparison
     from quantize.recording import Recording
+    from run.sensitivity.search import Goal
     from train.datasets import Dataset
     from train.encoding import Encoding
     from train.network import SpikingNetwork
@@ -47,7 +52,10 @@ Progress = Callable[[str, int, int, str], None]  # what, done, total, a note
 WEIGHTS, METRICS = "train/weights.safetensors", "train/metrics.jsonl"
 NETWORK, INPUTS, FLOAT = "quantize/network.npz", "quantize/inputs.npz", "quantize/float.npz"
 SCALES, FIDELITY = "quantize/scales.json", "quantize/fidelity.json"
+SENSITIVITY, SENSITIVITY_PAGE = "quantize/sensitivity.json", "quantize/sensitivity.md"
+SENSITIVITY_PICTURES = ("quantize/sensitivity-layers.svg", "quantize/sensitivity-front.svg")
 COST_SAMPLES = 64  # on which each rounding is tried by itself
+SENSITIVITY_SAMPLES = 512  # on which widths are tried
 VERDICT, REPORT, REPORT_JSON = "verdict.json", "report.html", "report.json"
 STEP, SCAN = "deploy/step.onnx", "deploy/scan.onnx"
 FLOAT_STEP, FLOAT_SCAN = "deploy/float_step.onnx", "deploy/float_scan.onnx"
@@ -159,6 +167,41 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
 
     decides = [*_decides_network(config), asdict(config.quantize)]
     return folder.step("quantize", decides, [weights], [NETWORK, INPUTS, FLOAT, SCALES, FIDELITY], work)
+
+
+def sensitivity(config: Config, folder: RunFolder, progress: Progress, wanted: Goal, command: str) -> bool:
+    """Measure how few bits each layer can do with, and choose widths for what is wanted; True if there was something to
+    do. command: what the page says it was made by."""
+    weights = folder.require(WEIGHTS, "train")
+    uniform = replace(config.quantize, bits=8, per_layer={})
+    decides = [config.seed, _data(config), asdict(config.network), asdict(uniform), SENSITIVITY_SAMPLES]
+
+    def work() -> None:
+        from quantize.recording import Recording, hash_of
+        from quantize.sensitivity import Allocations
+        from run.sensitivity import page
+        from run.sensitivity.search import Shown, explore
+        from train.checkpoint import load_weights
+        from train.encoding import encode_all
+        from train.trainer import calibration_inputs, record
+
+        encoding, network, dataset = _encoding(config), _network(config), _dataset(config)
+        load_weights(network, weights)
+        progress("sensitivity", 0, 1, "float network on the samples to choose by")
+        part = dataset.train if dataset.validation is None else dataset.validation
+        # Evenly spread: some data sets are sorted by class.
+        places = np.linspace(0, len(part) - 1, min(SENSITIVITY_SAMPLES, len(part))).round().astype(int)
+        samples = part[places]
+        allocations = Allocations(network, calibration_inputs(dataset, encoding), config.quantize)
+        inputs = allocations.inputs(encode_all(samples.values, encoding))
+        floats = Recording("float", sha256_of(weights), hash_of(inputs), record(network, samples, encoding))
+        shown = Shown(inputs, floats, samples.labels, "training" if dataset.validation is None else "validation")
+        key = hash_of(np.frombuffer(json.dumps([decides, sha256_of(weights)]).encode(), np.uint8))
+        numbers = explore(allocations, shown, wanted, folder.path / SENSITIVITY, key, progress)
+        page.write(numbers, command, folder.path)
+
+    writes = [SENSITIVITY, SENSITIVITY_PAGE, *SENSITIVITY_PICTURES]
+    return folder.step("sensitivity", [decides, asdict(wanted)], [weights], writes, work)
 
 
 def deploy(config: Config, folder: RunFolder, progress: Progress) -> bool:

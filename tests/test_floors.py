@@ -17,7 +17,14 @@ BELOW = {
     "deploy": {"base", "quantize"},
     "run": {"base", "train", "quantize", "deploy"},
 }
-NEEDS_TORCH = {"quantize.aware", "quantize.calibration", "quantize.cost", "quantize.fold", "quantize.scales"}
+NEEDS_TORCH = {
+    "quantize.aware",
+    "quantize.calibration",
+    "quantize.cost",
+    "quantize.fold",
+    "quantize.scales",
+    "quantize.sensitivity",
+}
 
 
 def modules(*packages: str) -> list[str]:

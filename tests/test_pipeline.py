@@ -355,7 +355,7 @@ def test_input_that_cannot_be_a_bias_is_refused_before_training(tmp_path: Path) 
 def test_help_is_there_for_every_command() -> None:
     overview = pipeline("--help")
     assert overview.returncode == 0
-    for command in ("run", "train", "quantize", "deploy", "verify", "report", "export", "compare"):
+    for command in ("run", "train", "quantize", "deploy", "verify", "report", "export", "sensitivity", "compare"):
         assert command in overview.stdout
         assert pipeline(command, "--help").returncode == 0
     assert pipeline("trian").returncode == 2

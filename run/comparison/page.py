@@ -6,7 +6,6 @@ All of it is made anew from the cells at each call, and the same cells give the 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import scipy
 
 from base.files import write_json, write_text
 from run.comparison import pictures
+from run.markdown import escaped, line
 
 PAGE, JSON = "comparison.md", "comparison.json"
 
@@ -92,30 +92,30 @@ def _page(numbers: dict[str, Any], command: str, captions: dict[str, str]) -> It
     if cells:
         config = cells[0]["config"]
         yield (
-            f"Data set {config['data']['dataset']}, network {_escaped(config['network']['architecture'])}, "
+            f"Data set {config['data']['dataset']}, network {escaped(config['network']['architecture'])}, "
             f"{config['data']['steps']} steps, {config['train']['epochs']} epochs, unless a method or the sweep says "
             "otherwise:\n"
         )
     for name, keys in numbers["methods"].items():
         said = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in keys.items()) or "as it stands"
-        yield f"* **{_escaped(name)}**: {said}" + ("; the baseline" if name == numbers["baseline"] else "")
+        yield f"* **{escaped(name)}**: {said}" + ("; the baseline" if name == numbers["baseline"] else "")
     yield ""
     headings, rows = table(numbers)
     users = {"method", numbers["swept"]}
-    yield _line([_escaped(heading) for heading in headings])
+    yield line([escaped(heading) for heading in headings])
     yield "|" + "---|" + "---:|" * (len(headings) - 1)
     for row in rows:
         named = zip(headings, row, strict=True)
-        yield _line([_escaped(text) if heading in users else text for heading, text in named])
+        yield line([escaped(text) if heading in users else text for heading, text in named])
     yield ""
     for failure in numbers["failed"]:
-        yield f"* **Failed: {_escaped(failure['cell'])}**: {_escaped(failure['reason'])}"
+        yield f"* **Failed: {escaped(failure['cell'])}**: {escaped(failure['reason'])}"
     yield ""
     if cells:
         samples = sorted({cell["samples"] for cell in cells})
         yield READING.format(
             samples=" or ".join(map(str, samples)),
-            baseline=_escaped(numbers["baseline"]),
+            baseline=escaped(numbers["baseline"]),
             confidence=numbers["confidence"],
             scipy=scipy.__version__,
         )
@@ -212,12 +212,3 @@ def _versions(cells: Sequence[Cell]) -> str:
         f"{package} {' and '.join(sorted({cell['versions'][package] for cell in cells}))}"
         for package in cells[0]["versions"]
     )
-
-
-def _line(texts: Sequence[str]) -> str:
-    return f"| {' | '.join(texts)} |"
-
-
-def _escaped(text: str) -> str:
-    """A user's text as Markdown that shows it letter by letter."""
-    return re.sub(r"([\\`*_{}\[\]<>|~#$&])", r"\\\1", " ".join(text.split()))

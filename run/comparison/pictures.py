@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from deploy.pictures import INK, SPIKE, STYLE, svg
+from deploy.pictures import INK, SPIKE, svg
+from run.drawing import drawing
 
 PANEL = 2.6  # inches that a panel is wide
 ABREAST = 3  # panels
@@ -25,7 +23,7 @@ Rows = Mapping[str, Sequence[float]]  # a quantity's value for each seed, by row
 def dots(panels: Mapping[str, Rows], baseline: Collection[str]) -> str:
     """A panel for each quantity, the same rows in each: a point a seed, a bar for the mean, baselines in ink."""
     rows = list(dict.fromkeys(row for panel in panels.values() for row in panel))
-    with _drawing():
+    with drawing():
         figure, axes = _grid(len(panels), 0.45 + 0.26 * len(rows), left=1.2)
         for axis, (quantity, panel) in zip(axes, panels.items(), strict=True):
             for place, row in enumerate(rows):
@@ -54,7 +52,7 @@ def curves(lines: tuple[Sequence[Any], Mapping[str, np.ndarray]], along: str, up
     numeric = all(isinstance(place, int) for place in places)
     x = np.array(places if numeric else range(len(places)), float)
     shown = others or [baseline]
-    with _drawing():
+    with drawing():
         figure, axes = _grid(len(shown), 1.9, left=0.6, sharex=True)
         for axis, name in zip(axes, shown, strict=True):
             _band(axis, x, methods[baseline], INK)
@@ -91,11 +89,3 @@ def _band(axis: Axes, x: np.ndarray, values: np.ndarray, colour: str) -> None:
     if len(values) > 1:
         mean, spread = known.mean(axis=0), known.std(axis=0, ddof=1)
         axis.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
-
-
-@contextmanager
-def _drawing() -> Iterator[None]:
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # Names are a user's, and stay text in the SVG: a letter that matplotlib's font lacks only misjudges a width.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        yield
