@@ -8,8 +8,9 @@ neurons then compute with these integers, in floats that hold them exactly, in u
                 weights, biases, decays and shifted sums, passes its gradient straight through (Bengio et al.,
                 arXiv 1308.3432), and the scale counts as a constant
 
-Norms use the statistics that they remember, and remember those of the integers' sums for the next update; their gains
-and offsets are trained.
+Norms use the statistics that they remember; their gains and offsets are trained. For the next update they remember
+those of the currents that unrounded weights make of every fourth sample: what a norm brings to a usual size must not
+depend on which weights that size rounds to 0.
 float32 is exact: `scales.quantize` lets no activation leave 16 bits, at 8 bits of fraction or less.
 """
 
@@ -40,6 +41,7 @@ from train.scan import TILE, Neuron, fused_forward, fusible, lif_scan
 from train.wiring import INPUT, Link, Norm, Stage, added, unchanging
 
 STATE_UNIT = 1 << STATE_SHIFT
+SAMPLED = 4  # one of so many samples is looked at by the norms
 
 
 def check(network: SpikingNetwork) -> None:
@@ -172,8 +174,7 @@ class _IntegerStage(Stage):
         activation = _Floor.apply(link.conducted(pooled.flatten(0, 1), weight))
         if isinstance(link.norm, Norm) and link.norm.training:
             with torch.no_grad():
-                gain, _ = running_affine(link.norm)
-                remembered(link.norm, activation, self._gain * torch.where(gain == 0, 1.0, gain))
+                remembered(link.norm, self._share(link) * link.conducted(pooled[:, ::SAMPLED].flatten(0, 1)))
         activation = activation.unflatten(0, pooled.shape[:2])
         return activation.expand(len(spikes), *activation.shape[1:]), over_channels(bias, len(self.output_shape))
 
@@ -186,9 +187,12 @@ class _IntegerStage(Stage):
         if isinstance(link.norm, Norm):
             gain, offset = running_affine(link.norm)
             weight, bias = weight * over_channels(gain, weight.dim()), offset + gain * bias
+        return self._scaled(self._share(link) * weight), self._scaled(bias)
+
+    def _share(self, link: Link) -> float:
+        """What one unit of a source, its payload or a spike of a window, is to the synapse in floats."""
         _, share = pooling(link)
-        unit = 1 / self.payload_max if link.source == INPUT else 1.0
-        return self._scaled(share * unit * weight), self._scaled(bias)
+        return share / self.payload_max if link.source == INPUT else share
 
     def _on_grid(self, scaled: Tensor, place: int, mantissas: np.ndarray) -> Tensor:
         """A connection's weights, in units of activation, as the integers they became.

@@ -22,6 +22,7 @@ from train.network import SpikingNetwork
 from train.neurons import LIF
 from train.parts import Recurrent, Residual, Skip, SumPool2d
 from train.scan import Neuron
+from train.wiring import INPUT
 
 MAPS = [
     "4C3",
@@ -241,26 +242,29 @@ def test_where_nothing_is_rounded_gradients_are_those_of_the_floats(name: str, n
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_norms_remember_what_the_integers_sum_up_to_in_the_units_of_the_floats() -> None:
-    network = build("6C3-BN-4", (1, 8, 8), payload_bits=4, neuron=lambda: LIF(neuron="klif"), seed=0)
+def test_norms_remember_what_every_fourth_sample_sums_up_to_in_floats() -> None:
+    network = build("6C3-BN-AP2-8-BN-4", (1, 8, 8), payload_bits=4, neuron=lambda: LIF(neuron="klif"), seed=0)
     inputs = torch.randint(0, 16, (4, 6, 1, 8, 8), dtype=torch.uint8)
     learn(network, inputs, 1)
-    norm = next(part for part in network.modules() if isinstance(part, nn.BatchNorm2d))
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    current = network.get_submodule("conv1")(inputs.flatten(0, 1) / 15) - network.get_submodule("conv1").bias.view(
-        6, 1, 1
-    )
-    mean, variance = current.mean([0, 2, 3]), current.var([0, 2, 3])
-    expected = torch.lerp(norm.running_mean, mean, 0.1), torch.lerp(norm.running_var, variance, 0.1)
-    aware = AwareNetwork(network, inputs).train()
-    aware(inputs)
-    step = current.abs().max().item() / 100
-    torch.testing.assert_close(norm.running_mean, expected[0], rtol=0, atol=step)
-    torch.testing.assert_close(norm.running_var, expected[1], rtol=0.02, atol=step)
-    aware.eval()(inputs)
+    aware = AwareNetwork(network, inputs, Precision(2)).train()
+    spikes = {INPUT: inputs / 15, **network.eval().spikes(inputs), **aware.eval().spikes(inputs)}
+    expected = {}
+    for stage in network.stages[:2]:
+        (link,) = stage.links
+        assert isinstance(link.norm, nn.modules.batchnorm._BatchNorm)
+        assert link.norm.running_mean is not None
+        assert link.norm.running_var is not None
+        current = link.conducted(link.pooled(spikes[link.source][:, [0, 4]]).flatten(0, 1))
+        axes = [axis for axis in range(current.dim()) if axis != 1]
+        new = current.mean(axes), current.var(axes)
+        old = link.norm.running_mean, link.norm.running_var
+        expected[stage.name] = [torch.lerp(before, now, 0.1) for before, now in zip(old, new, strict=True)]
+    aware.train()(inputs)
+    for stage in network.stages[:2]:
+        norm = stage.links[0].norm
+        torch.testing.assert_close([norm.running_mean, norm.running_var], expected[stage.name])
     before = norm.running_mean.clone()
-    aware(inputs)
+    aware.eval()(inputs)
     assert torch.equal(norm.running_mean, before)
 
 

@@ -191,7 +191,7 @@ def test_clips_move_only_where_they_are_learned(scales: str, tmp_path: Path) -> 
 def test_a_network_with_norms_can_learn_as_integers_from_scratch(tmp_path: Path) -> None:
     digits, encoding = load("digits"), Encoding("rate", steps=8)
     network = build("32-BN-10", digits.shape, seed=0)
-    training = Training(epochs=0, aware_epochs=6, aware_learning_rate=0.01)
+    training = Training(epochs=0, aware_epochs=10, aware_learning_rate=0.01)
     fit(network, digits, encoding, training, tmp_path, aware=lambda *given: AwareNetwork(*given, Precision(4)))
     aware = AwareNetwork(network, calibration_inputs(digits, encoding), Precision(4))
     assert evaluate(aware, digits.test, encoding) > 0.9

@@ -94,14 +94,10 @@ def batch_affine(norm: _BatchNorm, current: Tensor) -> tuple[Tensor, Tensor]:
     return _affine(norm, mean, variance)
 
 
-def remembered(norm: _BatchNorm, current: Tensor, gain: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
-    """Mean and variance [C] of currents [T * B, C, ...], which the norm adds to the statistics that it remembers.
-
-    gain: what the currents [C] have been multiplied by since the norm would have seen them, anything but 0.
-    """
+def remembered(norm: _BatchNorm, current: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance [C] of currents [T * B, C, ...], which the norm adds to the statistics that it remembers."""
     axes = [axis for axis in range(current.dim()) if axis != 1]
     variance, mean = torch.var_mean(current, axes, correction=0)
-    mean, variance = mean / gain, variance / gain**2
     count = current.numel() // current.shape[1]
     with torch.no_grad():
         running_mean, running_var = _running(norm)
