@@ -2,6 +2,8 @@
 
 pipeline.py                       the whole way on real digits, into runs/digits
 pipeline.py deploy --lanes 64     one stage, from the files of the stage before
+pipeline.py deploy --model my_module:net --data digits
+                                  the whole way for a network that was trained elsewhere
 pipeline.py sensitivity           how few bits each layer can do with
 pipeline.py compare FILE          several ways to train, each from several seeds
 """
@@ -97,12 +99,7 @@ def run(
     python: Python = None,
 ) -> int:
     """All stages, one after the other. A run that was stopped goes on where it was. This is the default command."""
-    chosen, folder = _open(out, config, settings, lanes, target, python, on_lava=True)
-    work = (stages.train, stages.quantize, stages.deploy, stages.verify, stages.report)
-    did_something = [_stage(stage, chosen, folder) for stage in work]
-    if not any(did_something):
-        console.print("Nothing has changed since the last run: nothing was done.")
-    return _summary(folder)
+    return _whole_way(*_open(out, config, settings, lanes, target, python, on_lava=True))
 
 
 @command
@@ -137,10 +134,31 @@ def deploy(
         Optional[Path],  # noqa: UP045
         typer.Option("--inputs", help="What that network is shown: an inputs.npz."),
     ] = None,
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--model", help="A module you trained elsewhere, my_module:net: all stages, from its import on."),
+    ] = None,
+    data: Annotated[Optional[str], typer.Option("--data", help="Of --model: its data set.")] = None,  # noqa: UP045
+    way: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--way", help="Of --model: exact (default), or converted to neurons that stock Lava has."),
+    ] = None,
+    fine_tune: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--fine-tune", min=1, help="Of --model: train it so many epochs further first. Default: none."),
+    ] = None,
 ) -> int:
     """Run the integers on the held-out samples: on the reference, the engine and Lava's simulator. Needs no torch."""
     if (network is None) != (inputs is None):
         raise UserError("deploy: --network and --inputs belong together; give both, or none for the run's own.")
+    if model is None and (data, way, fine_tune) != (None, None, None):
+        raise UserError("deploy: --data, --way and --fine-tune belong to --model; give it too, or leave them out.")
+    if model is not None:
+        if network is not None:
+            raise UserError("deploy: --model and --network both name what to deploy; give one of them.")
+        said = {"network.model": model, "data.dataset": data, "network.way": way, "train.epochs": fine_tune or 0}
+        given = [f"{key}={value}" for key, value in said.items() if value is not None]
+        return _whole_way(*_open(out, config, [*given, *(settings or [])], lanes, target, python, on_lava=True))
     chosen, folder = _open(out, config, settings, lanes, target, python, on_lava=True, trains=network is None)
     if network is not None and inputs is not None:
         stages.adopt(folder, network, inputs)
@@ -168,6 +186,15 @@ def verify(
     comparison = stages.compare(chosen, folder, *(stages.recording_of(folder, name) for name in (a, b)))
     console.print(describe(comparison), markup=False, highlight=False)
     return EXIT_EQUAL if comparison.equal else EXIT_DIFFERENT
+
+
+@command
+def ways(out: Out = DEFAULT_OUT, config: ConfigFile = None, settings: Settings = None) -> int:
+    """Measure the ways to deploy a network that was trained elsewhere (network.model)."""
+    chosen, folder = _open(out, config, settings)
+    _stage(stages.ways, chosen, folder)
+    _ways(chosen, folder)
+    return EXIT_EQUAL
 
 
 @command
@@ -294,6 +321,18 @@ def _open(
     return chosen, RunFolder(out)
 
 
+def _whole_way(config: Config, folder: RunFolder) -> int:
+    """All stages, and what is to be told at the end; returns the exit status."""
+    of_model = (stages.ways,) if config.network.model else ()
+    work = (stages.train, stages.quantize, stages.deploy, stages.verify, *of_model, stages.report)
+    did_something = [_stage(stage, config, folder) for stage in work]
+    if not any(did_something):
+        console.print("Nothing has changed since the last run: nothing was done.")
+    if of_model:
+        _ways(config, folder)
+    return _summary(folder)
+
+
 def _stage(stage: Callable[[Config, RunFolder, stages.Progress], bool], config: Config, folder: RunFolder) -> bool:
     """Run one stage under progress bars; True if it had something to do."""
     with _bars() as show:
@@ -353,6 +392,24 @@ def _summary(folder: RunFolder) -> int:
     return EXIT_EQUAL if verdict["equal"] else EXIT_DIFFERENT
 
 
+def _ways(config: Config, folder: RunFolder) -> None:
+    """How a model's neurons differ from ours, and the ways to deploy it."""
+    differences, measured = stages.tables_of_model(folder)
+    if differences:
+        table = Table(*differences[0], title="its neurons and ours")
+        for difference in differences:
+            table.add_row(*map(escape, difference.values()))
+        console.print(table)
+    cells = [[v if isinstance(v, str) else f"{v:.2%}" if v else "0" for v in row.values()] for row in measured]
+    _table(list(measured[0]), cells, f"ways to deploy {config.network.model}")
+    console.print(f"Deployed: {stages.deployed(config)}.", highlight=False)
+    if "converted" in {row["way"] for row in measured} and not stages.trains(config):
+        words = ["deploy", "--model", config.network.model, "--config", str(folder.path / "config.toml")]
+        words += ["--way", "converted", "--fine-tune", "10", "--out", f"{folder.path}-converted"]
+        text = f"Converted and trained further:\nuv run pipeline.py {shlex.join(words)}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _comparison(headings: list[str], rows: list[list[str]]) -> None:
     """The columns of a comparison's table that say who is better; the page has them all."""
     shown = [place for place, heading in enumerate(headings) if heading not in PAGE_ONLY]
@@ -361,7 +418,7 @@ def _comparison(headings: list[str], rows: list[list[str]]) -> None:
 
 def _table(headings: list[str], rows: list[list[str]], title: str | None = None) -> None:
     """A table whose first column is words and whose others are numbers."""
-    table = Table(title=title)
+    table = Table(title=None if title is None else escape(title))
     for place, heading in enumerate(headings):
         table.add_column(escape(heading), justify="right" if place else "left")
     for row in rows:

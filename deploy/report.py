@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ class ReportData:
 
     `recordings` are keyed by backend, "float" among them or not, u and v present for the first samples of some;
     `inputs` [T, B, *input_shape] and classes `labels` [B] are those of the recorded samples, `scales` rows of free
-    columns, `training` metrics per epoch.
+    columns, `training` metrics per epoch. `differences` between neurons of another framework and these, and the `ways`
+    to deploy a network that was trained there, are rows too.
     """
 
     title: str
@@ -53,6 +54,8 @@ class ReportData:
     seconds: dict[str, float]
     versions: dict[str, str]
     training: list[dict[str, Any]]
+    differences: list[dict[str, Any]] = field(default_factory=list)
+    ways: list[dict[str, Any]] = field(default_factory=list)
 
 
 def write(data: ReportData, folder: Path) -> Path:
@@ -96,6 +99,8 @@ def numbers(data: ReportData) -> dict[str, Any]:
             c.to_json() | {"text": describe(c), "traces": _divergence_traces(data, c)} for c in data.comparisons
         ],
         "accuracy": data.accuracy,
+        "differences": data.differences,
+        "ways": data.ways,
         "fidelity": data.fidelity,
         "integers": {
             "populations": [_population_row(network, population) for population in network.populations],

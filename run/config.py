@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -21,6 +21,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+WAYS = ("exact", "converted")
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,19 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """architecture: the papers' notation, after the input, or the name of a preset ("mlp", "conv-small", "vggsnn",
+    """model: empty, or a module that was trained elsewhere, "my_module:net" (`train/frameworks/finding.py`): then an
+    architecture and all that follows it here mean nothing. way: of a model, whether its neurons stay as they are
+    ("exact") or become those that stock Lava has ("converted").
+
+    architecture: the papers' notation, after the input, or the name of a preset ("mlp", "conv-small", "vggsnn",
     "ms-resnet"). readout: whether the last layer spikes or is read as "current". alpha, beta: shares of current and
     voltage kept per step, and with learn_decay where learning starts, per_neuron for each neuron by itself. reset:
     "hard" or "soft", or either with "-late" behind it. neuron: "lif" or "klif", with scale_reset. Of the backward pass
     only: surrogate; width_by: "fixed" to width, learned from it ("psg"), or from the norms' gain ("mpd-agl"); mask: the
     share of surrogate gradients dropped, rescale: the rest made up for it; detach_reset."""
 
+    model: str = ""
+    way: str = "exact"
     architecture: str = "64-10"
     readout: str = "spikes"
     alpha: float = 0.0
@@ -102,6 +111,8 @@ class Config:
     deploy: DeployConfig = field(default_factory=DeployConfig)
 
     def __post_init__(self) -> None:
+        if self.network.way not in WAYS:
+            raise UserError(f"network.way: '{self.network.way}' is no way; {nearest(self.network.way, WAYS)}")
         for name in self.deploy.backends:
             if name not in BACKENDS:
                 raise UserError(f"deploy.backends: '{name}' is no backend; {nearest(name, BACKENDS)}")
@@ -140,8 +151,11 @@ def read_table(path: Path | None, settings: Iterable[str] = ()) -> dict[str, Any
 
 
 def build(table: Mapping[str, Any], source: str) -> Config:
-    """The configuration that a table says; `source` is whom a refusal names. Raises UserError as `read` does."""
+    """The configuration that a table says; `source` is whom a refusal names. A model is trained no further unless the
+    table says for how many epochs. Raises UserError as `read` does."""
     config: Config = _build(Config, table, "", source)
+    if config.network.model and "epochs" not in table.get("train", {}):
+        config = replace(config, train=replace(config.train, epochs=0))
     return config
 
 

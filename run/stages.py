@@ -1,9 +1,10 @@
 """The stages of a run, each a step from the files of the one before to its own.
 
-    train     -> train/weights.safetensors, train/metrics.jsonl
+    train     -> train/weights.safetensors, train/metrics.jsonl; of a model from elsewhere differences.json too
     quantize  -> quantize/network.npz, inputs.npz, float.npz, scales.json, fidelity.json
     deploy    -> deploy/recordings/<backend>.npz
     verify    -> verdict.json
+    ways      -> ways.json, of a model from elsewhere
     report    -> report.html, report.json
     export    -> deploy/step.onnx, scan.onnx, float_step.onnx, float_scan.onnx
 
@@ -17,10 +18,11 @@ no torch.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from pathlib import Path
@@ -30,9 +32,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from base.errors import UserError, nearest
-from base.files import sha256_of, write_json
+from base.files import sha256_of, write_json, write_text
 from deploy import BACKENDS
-from run.config import Config
+from run.config import Config, DataConfig, NetworkConfig
 from run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -44,8 +46,12 @@ if TYPE_CHECKING:
     from run.sensitivity.search import Goal
     from train.datasets import Dataset
     from train.encoding import Encoding
+    from train.frameworks.finding import Found
+    from train.frameworks.importing import Difference
     from train.network import SpikingNetwork
     from train.training import Training
+
+WATCHED_SAMPLES = 64  # of the training part, to take a model over; all that it computes for them is kept meanwhile
 
 Progress = Callable[[str, int, int, str], None]  # what, done, total, a note
 
@@ -56,6 +62,7 @@ SENSITIVITY, SENSITIVITY_PAGE = "quantize/sensitivity.json", "quantize/sensitivi
 SENSITIVITY_PICTURES = ("quantize/sensitivity-layers.svg", "quantize/sensitivity-front.svg")
 COST_SAMPLES = 64  # on which each rounding is tried by itself
 SENSITIVITY_SAMPLES = 512  # on which widths are tried
+DIFFERENCES, WAYS_MEASURED = "differences.json", "ways.json"
 VERDICT, REPORT, REPORT_JSON = "verdict.json", "report.html", "report.json"
 STEP, SCAN = "deploy/step.onnx", "deploy/scan.onnx"
 FLOAT_STEP, FLOAT_SCAN = "deploy/float_step.onnx", "deploy/float_scan.onnx"
@@ -88,24 +95,41 @@ def check(config: Config, before: Config | None, on_lava: bool) -> None:
         from train.trainer import check
 
         network = _network(config)
-        check(network, _training(config))
+        if trains(config):
+            check(network, _training(config))
         config.quantize.check(stage.name for stage in network.stages if not stage.input_is_bias)
         if config.train.aware_epochs:
             check_aware(network)
 
 
 def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
-    """Train the float network; True if there was something to do."""
+    """Train the float network, or take that of a model as it is; True if there was something to do."""
 
     def work() -> None:
+        from train.checkpoint import save_weights
         from train.trainer import fit
+
+        if config.network.model:
+            write_json(folder.path / DIFFERENCES, [asdict(difference) for difference in _taken(config)[1]])
+        if not trains(config):
+            save_weights(_network(config), folder.path / WEIGHTS)
+            write_text(folder.path / METRICS, "")
+            progress("train", 1, 1, "taken as it is")
+            return
 
         def show(batch: dict[str, Any]) -> None:
             progress("train", *of_batch(batch))
 
         fit(*prepare(config), folder.path / "train", show, aware=aware(config))
 
-    return folder.step("train", decides_training(config), [], [WEIGHTS, METRICS], work)
+    writes = [WEIGHTS, METRICS, *([DIFFERENCES] if config.network.model else [])]
+    return folder.step("train", decides_training(config), [], writes, work)
+
+
+def trains(config: Config) -> bool:
+    """Whether anything is trained: a model may be deployed as it comes."""
+    epochs = config.train.epochs, config.train.relu_epochs, config.train.aware_epochs
+    return not config.network.model or any(epochs)
 
 
 def of_batch(batch: dict[str, Any]) -> tuple[int, int, str]:
@@ -174,7 +198,7 @@ def sensitivity(config: Config, folder: RunFolder, progress: Progress, wanted: G
     do. command: what the page says it was made by."""
     weights = folder.require(WEIGHTS, "train")
     uniform = replace(config.quantize, bits=8, per_layer={})
-    decides = [config.seed, _data(config), asdict(config.network), asdict(uniform), SENSITIVITY_SAMPLES]
+    decides = [*_decides_network(config), asdict(uniform), SENSITIVITY_SAMPLES]
 
     def work() -> None:
         from quantize.recording import Recording, hash_of
@@ -278,6 +302,58 @@ def recording_of(folder: RunFolder, name: str) -> Recording:
     return recording.load(Path(name) if name.endswith(".npz") else folder.require(_recording_file(name), "deploy"))
 
 
+def ways(config: Config, folder: RunFolder, progress: Progress) -> bool:
+    """Measure the ways to deploy a model on the held-out samples; True if there was something to do.
+
+    Raises UserError for a network that is none from elsewhere.
+    """
+    if not config.network.model:
+        raise UserError("ways: there is no network.model; only a network that was trained elsewhere has ways.")
+    weights = folder.require(WEIGHTS, "train")
+
+    def work() -> None:
+        from run.ways import measure
+        from train.checkpoint import load_weights
+        from train.frameworks.stock import as_stock
+
+        found = _found(config.network.model, config.data, config.seed)
+        networks = {"exact": found.network}
+        converted, changes = as_stock(found.network)
+        if changes:
+            networks["converted"] = converted
+        if trains(config):
+            networks[deployed(config)] = _network(config)
+            load_weights(networks[deployed(config)], weights)
+
+        def show(done: int, total: int) -> None:
+            progress("ways", done, total, "")
+
+        rows = measure(found, networks, _dataset(config), _encoding(config), config.quantize, show)
+        write_json(folder.path / WAYS_MEASURED, rows)
+
+    decides = [*_decides_network(config), deployed(config), asdict(config.quantize)]
+    return folder.step("ways", decides, [weights], [WAYS_MEASURED], work)
+
+
+def deployed(config: Config) -> str:
+    """What the ways call the one that a configuration deploys."""
+    return config.network.way + (", trained further" if trains(config) else "")
+
+
+def tables_of_model(folder: RunFolder) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
+    """How a model's neurons differ from ours, and the ways to deploy it as measured."""
+    differences, measured = map(_json, _of_model(folder).values())
+    return differences, measured
+
+
+def _of_model(folder: RunFolder) -> dict[str, Path]:
+    return {"differences": folder.require(DIFFERENCES, "train"), "ways": folder.require(WAYS_MEASURED, "ways")}
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def report(config: Config, folder: RunFolder, progress: Progress) -> bool:
     """Write the report of a verified run; True if there was something to do."""
     verdict_file = folder.require(VERDICT, "verify")
@@ -285,6 +361,7 @@ def report(config: Config, folder: RunFolder, progress: Progress) -> bool:
     files = [folder.require(_recording_file(name), "deploy") for name in names]
     quantized = [folder.require(file, "quantize") for file in (NETWORK, INPUTS, FLOAT, SCALES, FIDELITY)]
     metrics = folder.require(METRICS, "train")
+    of_model = _of_model(folder) if config.network.model else {}
 
     def work() -> None:
         from deploy.report import ReportData, write
@@ -299,7 +376,7 @@ def report(config: Config, folder: RunFolder, progress: Progress) -> bool:
         recordings = {"float": replace(floats, inputs=held.hash, spikes=ran)}
         recordings |= {name: recording_of(folder, name) for name in names}
         data = ReportData(
-            title=f"{config.data.dataset}, {config.network.architecture}",
+            title=f"{config.data.dataset}, {config.network.model or config.network.architecture}",
             config=asdict(config),
             network=integer_network.load(folder.path / NETWORK),
             inputs=held.inputs,
@@ -313,13 +390,13 @@ def report(config: Config, folder: RunFolder, progress: Progress) -> bool:
             seconds=folder.seconds(),
             versions=found["versions"],
             training=[json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()],
+            **{name: _json(file) for name, file in of_model.items()},
         )
         write(data, folder.path)
         progress("report", 1, 1, "")
 
-    return folder.step(
-        "report", asdict(config), [verdict_file, metrics, *quantized, *files], [REPORT, REPORT_JSON], work
-    )
+    reads = [verdict_file, metrics, *quantized, *files, *of_model.values()]
+    return folder.step("report", asdict(config), reads, [REPORT, REPORT_JSON], work)
 
 
 def verdict(folder: RunFolder) -> dict[str, Any]:
@@ -427,8 +504,13 @@ def decides_training(config: Config) -> list[Any]:
 
 
 def _decides_network(config: Config) -> list[Any]:
-    """All of a configuration, beside the weights, that decides the trained network and what it is shown."""
-    return [config.seed, _data(config), asdict(config.network)]
+    """All of a configuration, beside the weights, that decides the trained network and what it is shown: of a model not
+    its name, but what it is."""
+    if not config.network.model:
+        return [config.seed, _data(config), _own(config.network)]
+    from train.frameworks.finding import identity
+
+    return [config.seed, _data(config), identity(_taken(config)[0])]
 
 
 def _data(config: Config) -> dict[str, Any]:
@@ -459,13 +541,29 @@ def _training(config: Config) -> Training:
 
 
 def _network(config: Config) -> SpikingNetwork:
-    """The untrained network of the configuration. Raises UserError where it does not fit the data set."""
+    """The network of the configuration before any training. Raises UserError where it does not fit the data set."""
+    dataset = _dataset(config)
+    if config.network.model:
+        what, network = f"network.model: '{config.network.model}'", _taken(config)[0]
+    else:
+        what, network = _built(config, dataset)
+    ends_with = network.stages[-1].output_shape
+    if ends_with != (dataset.classes,):
+        raise UserError(
+            f"{what} ends with {ends_with[0]} neurons, but '{dataset.name}' has {dataset.classes} classes; end it with "
+            f"{dataset.classes}."
+        )
+    return network
+
+
+def _built(config: Config, dataset: Dataset) -> tuple[str, SpikingNetwork]:
+    """What says the architecture, and the untrained network that has it."""
     from train.architecture import build
     from train.encoding import encode
     from train.neurons import LIF
     from train.presets import expand
 
-    dataset, encoding, settings = _dataset(config), _encoding(config), asdict(config.network)
+    encoding, settings = _encoding(config), _own(config.network)
     shape = tuple(encode(dataset.train.values[:1], np.arange(1), encoding).shape[2:])
     notation = expand(settings.pop("architecture"), shape, dataset.classes)
     readout = settings.pop("readout")
@@ -478,13 +576,43 @@ def _network(config: Config) -> SpikingNetwork:
         input_is_bias=encoding.input_is_bias,
         seed=config.seed,
     )
-    ends_with = network.stages[-1].output_shape
-    if ends_with != (dataset.classes,):
+    return f"network.architecture: '{notation}'", network
+
+
+def _taken(config: Config) -> tuple[SpikingNetwork, list[Difference]]:
+    """The network that the model is, in the way in which it is deployed, and how its neurons differ from its own."""
+    from train.frameworks.stock import as_stock
+
+    found = _found(config.network.model, config.data, config.seed)
+    if config.network.way == "exact":
+        return copy.deepcopy(found.network), found.differences
+    return as_stock(found.network, found.differences)
+
+
+@cache
+def _found(model: str, data: DataConfig, seed: int) -> Found:
+    """The model, watched on the first samples by which the data are calibrated. Raises UserError as `find` and `take`
+    do, naming the model."""
+    from train.frameworks.finding import find, take
+    from train.trainer import calibration_inputs
+
+    config = Config(seed, data)
+    module, dataset, encoding = find(model), _dataset(config), _encoding(config)
+    if encoding.input_is_bias:
         raise UserError(
-            f"network.architecture: '{notation}' ends with {ends_with[0]} neurons, but '{dataset.name}' has "
-            f"{dataset.classes} classes; end it with -{dataset.classes}."
+            "data.direct = 'bias' with network.model: no model is made for input as a bias; set data.direct = 'graded'"
         )
-    return network
+    inputs = calibration_inputs(dataset, encoding)[:, :WATCHED_SAMPLES]
+    try:
+        return take(module, inputs, encoding.payload_bits)
+    except UserError as error:
+        shape = ", ".join(map(str, ("T", "B", *inputs.shape[2:])))
+        raise UserError(f"network.model = '{model}' on {dataset.name}, input [{shape}]: {error}") from error
+
+
+def _own(network: NetworkConfig) -> dict[str, Any]:
+    """What a configuration says of a network that is no model from elsewhere."""
+    return {key: value for key, value in asdict(network).items() if key not in ("model", "way")}
 
 
 def _recording_file(backend: str) -> str:

@@ -22,6 +22,7 @@ from quantize.arithmetic import DELAY_MAX
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 
 CONVOLUTIONS = ("Sparse", "Conv")
+STOCK, OWN = "LIFReset", "IntegerLIF"
 _CONV_GEOMETRY_MAX = 127  # Conv computes sizes in int8
 _FLOAT32_EXACT = 1 << 24
 
@@ -251,14 +252,21 @@ def _neurons(population: Population, schedule: Schedule, first_step: int) -> Par
     # Clears, before a sample's first step, also what the bias did while the first sample was on its way.
     clearing = {"reset_interval": schedule.steps, "reset_offset": first_step % schedule.steps}
     bias = {"bias_mant": _per_neuron(population.bias_mant, population, schedule), "bias_exp": population.bias_exp}
-    shared = [population.decay_u, population.decay_v, population.threshold_mant]
-    if population.reset == "hard" and not population.floor and all(np.ptp(values) == 0 for values in shared):
+    if neurons_kind(population) == STOCK:
+        shared = (population.decay_u, population.decay_v, population.threshold_mant)
         decay_u, decay_v, threshold = (int(values.flat[0]) for values in shared)
-        return Part("LIFReset", {"shape": shape, "du": decay_u, "dv": decay_v, "vth": threshold, **bias, **clearing})
+        return Part(STOCK, {"shape": shape, "du": decay_u, "dv": decay_v, "vth": threshold, **bias, **clearing})
     arrays = ("decay_u", "decay_v", "threshold_mant")
     rule: dict[str, Any] = {name: _per_neuron(getattr(population, name), population, schedule) for name in arrays}
     rule |= {"reset": population.reset, "floor": population.floor}
-    return Part("IntegerLIF", {"shape": shape, "rule": rule, **bias, **clearing})
+    return Part(OWN, {"shape": shape, "rule": rule, **bias, **clearing})
+
+
+def neurons_kind(population: Population) -> str:
+    """The process that runs a population's neurons: Lava's own where it can do what they do, or this project's."""
+    shared = (population.decay_u, population.decay_v, population.threshold_mant)
+    plain = population.reset == "hard" and not population.floor and all(np.ptp(values) == 0 for values in shared)
+    return STOCK if plain else OWN
 
 
 def _per_neuron(values: np.ndarray, population: Population, schedule: Schedule) -> np.ndarray:

@@ -59,7 +59,7 @@ TORCH_LAYERS = (
     *(nn.AvgPool2d, nn.MaxPool2d, nn.Flatten, nn.Dropout),
 )
 
-OWN_PROCESS = "exact, on this project's process in Lava; for stock Lava set reset='hard' and train further"
+OWN_PROCESS = "exact, on this project's process in Lava"
 
 SILENT = ("spikes", "none on these inputs", "none", "equal, but on silence alone: show inputs that make it fire")
 
@@ -86,13 +86,11 @@ def imported(
     """
     inputs = torch.as_tensor(inputs)
     _check_inputs(inputs, payload_bits)
-    framework.ways.clear(module)
     precision = next((parameter.dtype for parameter in module.parameters()), torch.float32)
-    module = copy.deepcopy(module).double().eval()
+    module = _prepared(module, framework)
     neurons, layers = _parts(module, framework)
-    shown = inputs.double() / (2**payload_bits - 1)
     translations = {name: _translated(name, neuron, framework) for name, neuron in neurons.items()}
-    watched = watch(module, shown, neurons, layers, framework.ways)
+    watched = watch(module, _shown(inputs, payload_bits), neurons, layers, framework.ways)
     graph = _graph(watched, translations, {name: _plain(part, framework) for name, part in layers.items()})
     network = SpikingNetwork(tuple(inputs.shape[2:]), graph, payload_bits).double().eval()
     stages = {name: stage for stage in network.stages for name, t in translations.items() if stage.neuron is t.lif}
@@ -105,11 +103,30 @@ def imported(
     return network.to(precision), differences
 
 
+def emitted(module: nn.Module, inputs: Tensor, framework: Framework, payload_bits: int = 1) -> list[Tensor]:
+    """What the module emits where `imported` makes populations with neurons, or a readout, of it: spikes, or currents,
+    [T, B, ...] each, in the order of those populations. Inputs, float64 and what is refused are those of `imported`."""
+    module = _prepared(module, framework)
+    watched = watch(module, _shown(inputs, payload_bits), *_parts(module, framework), framework.ways)
+    return list(watched.rasters.values())
+
+
 def table(differences: Iterable[Difference]) -> str:
     """The differences as a table in Markdown."""
     columns = ("population", "what", "theirs", "ours", "consequence")
     rows = [columns, ("---",) * len(columns), *(tuple(vars(row)[column] for column in columns) for row in differences)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _prepared(module: nn.Module, framework: Framework) -> nn.Module:
+    """A copy of the module without states, in evaluation mode and float64."""
+    framework.ways.clear(module)
+    return copy.deepcopy(module).cpu().double().eval()
+
+
+def _shown(inputs: Tensor, payload_bits: int) -> Tensor:
+    """Inputs as the module is shown them."""
+    return inputs.double() / (2**payload_bits - 1)
 
 
 def _check_inputs(inputs: Tensor, payload_bits: int) -> None:

@@ -33,7 +33,7 @@ INPUT: Origin = ("input",)
 @dataclass
 class Watched:
     """arguments: by part, in the order in which they run, what it is applied to, its step left out. rasters: what the
-    neurons emit, [T, B, *shape] by name."""
+    neurons emit, and the part that runs last, [T, B, *shape] (or [T * B, *shape]) by name, in that order."""
 
     arguments: dict[str, Origin] = field(default_factory=dict)
     rasters: dict[str, Tensor] = field(default_factory=dict)
@@ -140,8 +140,7 @@ class _Recorder(TorchFunctionMode):
     def left(self, name: str, result: Any) -> None:
         output = result[0] if isinstance(result, tuple) else result
         self._note(output, ("part", name, len(self.arguments[name]) - 1))
-        if name in self.neurons:
-            self.emitted[name].append(output)
+        self.emitted[name].append(output)
 
     def _at_step(self, origin: Origin, name: str, call: int) -> Origin:
         match origin:
@@ -183,14 +182,16 @@ class _Recorder(TorchFunctionMode):
 
     @property
     def complete(self) -> bool:
-        return bool(self.emitted) and all(len(calls) == self.calls for calls in self.arguments.values())
+        fired = any(name in self.neurons for name in self.arguments)
+        return fired and all(len(calls) == self.calls for calls in self.arguments.values())
 
     @property
     def calls_in_words(self) -> str:
         return ", ".join(f"{name} ran {len(calls)} times" for name, calls in self.arguments.items()) or "no part ran"
 
     def watched(self) -> Watched:
-        rasters = {name: emitted[0] if self.at_once else torch.stack(emitted) for name, emitted in self.emitted.items()}
+        wanted = [name for name in self.arguments if name in self.neurons or name == next(reversed(self.arguments))]
+        rasters = {name: self.emitted[name][0] if self.at_once else torch.stack(self.emitted[name]) for name in wanted}
         return Watched({name: calls[0] for name, calls in self.arguments.items()}, rasters)
 
     def _origin(self, tensor: Any) -> Origin | None:
