@@ -406,7 +406,7 @@ def _ways(config: Config, folder: RunFolder) -> None:
     if "converted" in {row["way"] for row in measured} and not stages.trains(config):
         words = ["deploy", "--model", config.network.model, "--config", str(folder.path / "config.toml")]
         words += ["--way", "converted", "--fine-tune", "10", "--out", f"{folder.path}-converted"]
-        text = f"Converted and trained further:\nuv run pipeline.py {shlex.join(words)}"
+        text = f"Converted and trained further:\nuv run {shlex.join([sys.argv[0], *words])}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

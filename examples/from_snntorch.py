@@ -16,8 +16,7 @@ from torch import nn
 
 STEPS, EPOCHS = 16, 20
 HERE = Path(__file__).resolve().parent
-FOLDER = HERE.parent / "runs" / "from-snntorch"
-WEIGHTS = FOLDER / "trained_elsewhere.pt"
+WEIGHTS = HERE.parent / "runs" / "from-snntorch" / "trained_elsewhere.pt"
 
 
 class Net(nn.Module):
@@ -68,6 +67,6 @@ def trained():
 
 if __name__ == "__main__":
     train()
-    words = ["deploy", "--model", "from_snntorch:trained", "--data", "digits", "--set", f"data.steps={STEPS}"]
-    words += ["--out", str(FOLDER), *sys.argv[1:]]
-    sys.exit(subprocess.run([sys.executable, str(HERE.parent / "pipeline.py"), *words], cwd=HERE).returncode)
+    command = [sys.executable, "../pipeline.py", "deploy", "--model", "from_snntorch:trained", "--data", "digits"]
+    command += ["--set", f"data.steps={STEPS}", "--out", "../runs/from-snntorch"]
+    sys.exit(subprocess.run(command, cwd=HERE).returncode)

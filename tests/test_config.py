@@ -29,6 +29,12 @@ def test_settings_change_single_keys_of_a_file(tmp_path: Path) -> None:
     assert (chosen.seed, chosen.deploy.backends) == (3, ("engine", "lava"))
 
 
+def test_a_model_is_trained_no_further_unless_epochs_are_given() -> None:
+    assert read(None, ["network.model=my_module:net"]).train.epochs == 0
+    assert read(None, ["network.model=my_module:net", "train.epochs=5"]).train.epochs == 5
+    assert read(None).train.epochs > 0
+
+
 def test_the_bits_of_single_layers_are_a_table_or_settings(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('[quantize]\nbits = 4\nper_layer = { conv1 = 8, dense2 = "ternary" }\n')
     chosen = read(tmp_path / "c.toml", ["quantize.per_layer.conv1=6", "quantize.calibration=max"])

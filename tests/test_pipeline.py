@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import itertools
 import json
 import os
 import resource
@@ -11,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 import pipeline as command_line
 from deploy.onnx import files
@@ -441,3 +445,128 @@ def test_a_network_from_a_file_is_deployed_and_verified_without_torch(
     assert "there is no such file" in refused("deploy", "--out", out, "--network", "x.onnx", "--inputs", inputs)
     network.write_bytes(network.read_bytes()[:-1])
     assert "is no whole ONNX file" in refused("deploy", "--out", out, *given)
+
+
+TRAINED_ELSEWHERE = """
+import snntorch, torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.fc1, self.lif1 = nn.Linear(64, 16), snntorch.Leaky(0.9)
+        self.fc2, self.lif2 = nn.Linear(16, {outputs}), snntorch.Leaky(0.8)
+        self.fc2.weight.data.mul_(3)
+
+    def forward(self, x):
+        mem1, mem2, emitted = self.lif1.init_leaky(), self.lif2.init_leaky(), []
+        for step in x:
+            spk1, mem1 = self.lif1(self.fc1(step.flatten(1)), mem1)
+            spk2, mem2 = self.lif2(self.fc2(spk1), mem2)
+            emitted.append(spk2)
+        return torch.stack(emitted)
+
+net, other = Net(), Net(seed=1)
+"""
+NUMBERS = itertools.count()
+SHORT = ("--data", "digits", "--set", "data.steps=6")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes a user's own module into the current folder, and returns its name, which Python imports once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(outputs: int = 10) -> str:
+        name = f"trained_elsewhere_{next(NUMBERS)}"
+        (tmp_path / f"{name}.py").write_text(TRAINED_ELSEWHERE.format(outputs=outputs))
+        return name
+
+    return write
+
+
+def test_a_module_trained_elsewhere_goes_the_whole_way(elsewhere: Callable[..., str], tmp_path: Path) -> None:
+    name = elsewhere()
+    command = [sys.executable, ROOT / "pipeline.py", "deploy", "--model", f"{name}:net", *SHORT, *LITTLE_LAVA]
+    done = subprocess.run([*command, "--out", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "EQUAL" in done.stdout
+    assert f"deploy --model {name}:net --config run/config.toml --way converted --fine-tune 10" in done.stdout
+    out = tmp_path / "run"
+    exact, converted = json.loads((out / "ways.json").read_text())
+    held = held_out.load(out / "quantize" / "inputs.npz")
+    net = importlib.import_module(name).net
+    with torch.no_grad():
+        answered = net(torch.from_numpy(held.inputs).float()).sum(0).argmax(-1).numpy()
+    share = (answered == held.labels).mean()
+    assert (exact["way"], exact["your module"], exact["float"]) == ("exact", share, share)
+    assert (exact["spikes that differ"], exact["neurons on Lava"]) == (0, "this project's")
+    assert converted["spikes that differ"] > 0
+    assert converted["neurons on Lava"] == "stock LIFReset"
+    differences = json.loads((out / "differences.json").read_text())
+    assert [(row["population"], row["ours"]) for row in differences] == [("fc1", "soft-late"), ("fc2", "soft-late")]
+    written = json.loads((out / "report.json").read_text())
+    assert (written["differences"], written["ways"]) == (differences, [exact, converted])
+    assert "subtract, a step late" in (out / "report.html").read_text()
+    weights = safetensors.numpy.load_file(out / "train" / "weights.safetensors")
+    assert np.array_equal(weights["fc1.weight"], net.fc1.weight.detach().numpy())
+
+
+def test_a_run_follows_what_a_model_is_and_not_its_name(elsewhere: Callable[..., str]) -> None:
+    first, second = elsewhere(), elsewhere()
+    deploy = ("deploy", "--out", "run", *SHORT, *NO_LAVA, "--model")
+    assert pipeline(*deploy, f"{first}:net").returncode == 0
+    weights = Path("run/train/weights.safetensors")
+    before = weights.stat().st_mtime_ns
+    assert pipeline(*deploy, f"{second}:net").returncode == 0
+    assert weights.stat().st_mtime_ns == before
+    assert pipeline(*deploy, f"{second}:other").returncode == 0
+    assert weights.stat().st_mtime_ns != before
+
+
+def test_a_converted_model_is_trained_further_and_deployed_on_stock_neurons(elsewhere: Callable[..., str]) -> None:
+    further = ("--way", "converted", "--fine-tune", "1")
+    done = pipeline("deploy", "--model", f"{elsewhere()}:net", "--out", "run", *SHORT, *NO_LAVA, *further)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(Path("run/ways.json").read_text())
+    assert [row["way"] for row in rows] == ["exact", "converted", "converted, trained further"]
+    assert rows[2]["float"] > rows[1]["float"]
+    fidelity = json.loads(Path("run/quantize/fidelity.json").read_text())
+    assert rows[2]["integers"] == fidelity["accuracy"]["integer"]
+    populations = integer_network.load(Path("run/quantize/network.npz")).populations
+    assert [population.reset for population in populations] == ["hard", "hard"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--model", "not_there_at_all:net"), "there is no module 'not_there_at_all'"),
+        (("--model", "{name}:nett"), "has no 'nett'; did you mean 'net'?"),
+        (("--model", "{name}:nn"), "is a module; it must be a torch module"),
+        (("--model", "{name}:net", "--way", "stock"), "network.way: 'stock' is no way"),
+        (("--model", "{name}:net", "--set", "data.encoding=direct", "--set", "data.direct=bias"), "set data.direct"),
+        (("--way", "converted"), "--fine-tune belong to --model"),
+        (("--model", "{name}:net", "--network", "a.npz", "--inputs", "b.npz"), "give one of them"),
+    ],
+)
+def test_a_model_that_cannot_be_taken_is_refused_in_one_sentence(
+    elsewhere: Callable[..., str], arguments: tuple[str, ...], says: str
+) -> None:
+    name = elsewhere()
+    assert says in refused("deploy", "--out", "run", *(argument.format(name=name) for argument in arguments))
+    assert not Path("run").exists()
+
+
+def test_a_model_that_does_not_fit_the_data_is_refused(elsewhere: Callable[..., str]) -> None:
+    said = refused("deploy", "--out", "run", "--model", f"{elsewhere(outputs=12)}:net", *SHORT)
+    assert "ends with 12 neurons, but 'digits' has 10 classes" in said
+    flat = elsewhere()
+    Path(f"{flat}.py").write_text(TRAINED_ELSEWHERE.format(outputs=10).replace("step.flatten(1)", "step"))
+    said = refused("deploy", "--out", "run", "--model", f"{flat}:net", *SHORT)
+    assert f"network.model = '{flat}:net' on digits, input [T, B, 1, 8, 8]: Net was shown all 6 steps at once" in said
+
+
+def test_only_a_model_has_ways(run: Path) -> None:
+    assert "there is no network.model" in refused("ways", "--out", run)

@@ -75,7 +75,7 @@ def find(name: str) -> nn.Module:
         raise UserError(f"{what}: importing '{module_name}' ended with {_told(error)}; mend it there") from error
     if not hasattr(holder, attribute):
         known = [known for known in vars(holder) if not known.startswith("_")]
-        raise UserError(f"{what}: {holder.__file__} has no '{attribute}'; {nearest(attribute, known)}")
+        raise UserError(f"{what}: {holder} has no '{attribute}'; {nearest(attribute, known)}")
     found = getattr(holder, attribute)
     if not isinstance(found, nn.Module) and callable(found):
         try:

@@ -48,13 +48,13 @@ def as_stock(
 
 def _stock(lif: LIF) -> LIF:
     """KLIF's k, which multiplies everything that enters a voltage, divides the threshold instead."""
-    k = 1.0 if lif.k is None else float(lif.k)
+    k = 1.0 if lif.k is None else lif.k.item()
     return LIF(
         _mean(lif.beta),
         _mean(lif.alpha),
         lif.threshold / k,
         surrogate=lif.surrogate,
-        width=float(lif.width) / k,
+        width=_mean(lif.width) / k,
         width_by=lif.width_by,
         mask=lif.mask,
         rescale=lif.rescale,
