@@ -14,6 +14,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it compiles functions in a way that torch has deprecated
     norse = pytest.importorskip("norse.torch", reason="Norse is not installed")
 
+from train.frameworks.finding import take  # noqa: E402
 from train.frameworks.norse import from_norse  # noqa: E402
 
 
@@ -99,3 +100,14 @@ def test_states_that_forward_passes_by_hand_are_followed():
 def test_every_parameter_without_an_exact_form_is_refused_with_the_reason(cell, text):
     with pytest.raises(UserError, match=text):
         from_norse(norse.SequentialState(nn.Linear(12, 9), cell()), binary(20, 2, 12))
+
+
+@pytest.mark.parametrize("name", ["lif", "lif, over all steps"])
+def test_what_the_module_itself_emits_is_told_by_population(name):
+    torch.manual_seed(2)
+    dense, inputs = nn.Linear(12, 9, bias=False), binary(100, 4, 12)
+    dense.weight.data.mul_(4)
+    found = take(norse.SequentialState(dense, CELLS[name]()), inputs[:, :2])
+    (theirs,), (ours,) = found.rasters(inputs).values(), found.network.double().rasters(inputs).values()
+    assert torch.equal(theirs, ours)
+    assert theirs.any()

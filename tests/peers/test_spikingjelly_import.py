@@ -12,6 +12,7 @@ neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="Spi
 
 from spikingjelly.activation_based import functional, layer  # noqa: E402
 
+from train.frameworks.finding import take  # noqa: E402
 from train.frameworks.spikingjelly import from_spikingjelly  # noqa: E402
 
 HIDDEN = 9
@@ -62,8 +63,7 @@ def test_every_option_that_has_an_exact_form_keeps_all_spikes(name, mode):
     assert 0.05 < expected.mean() < 0.95
 
 
-@pytest.mark.parametrize("mode", ["s", "m"])
-def test_its_own_layers_are_torchs_here(mode):
+def convolutional(mode):
     torch.manual_seed(0)
     module = nn.Sequential(
         layer.Conv2d(2, 6, 3, padding=1, bias=False),
@@ -78,9 +78,23 @@ def test_its_own_layers_are_torchs_here(mode):
         neuron.IFNode(v_threshold=0.5),
     )
     functional.set_step_mode(module, mode)
-    network, _ = from_spikingjelly(module, binary(20, 3, 2, 8, 8))
+    return module
+
+
+@pytest.mark.parametrize("mode", ["s", "m"])
+def test_its_own_layers_are_torchs_here(mode):
+    network, _ = from_spikingjelly(convolutional(mode), binary(20, 3, 2, 8, 8))
     assert {type(part).__module__.split(".")[0] for part in network.modules()} == {"torch", "train"}
     assert all(raster.any() for raster in network.rasters(binary(20, 3, 2, 8, 8)).values())
+
+
+@pytest.mark.parametrize("mode", ["s", "m"])
+def test_what_the_module_itself_emits_is_told_by_population(mode):
+    inputs = binary(20, 3, 2, 8, 8)
+    found = take(convolutional(mode), inputs[:, :2])
+    theirs, ours = found.rasters(inputs), found.network.double().rasters(inputs)
+    assert list(theirs) == ["layer0", "layer4", "layer8"]
+    assert all(torch.equal(raster, ours[name]) for name, raster in theirs.items())
 
 
 def test_containers_that_merge_steps_and_samples_are_seen_through():
