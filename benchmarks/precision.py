@@ -38,8 +38,7 @@ from run.folder import RunFolder
 from train.checkpoint import load_weights
 
 WIDTHS: tuple[Bits, ...] = (8, 4, 2, "ternary", 1)
-FEW: tuple[Bits, ...] = (2, "ternary", 1)
-FASTER = 3  # times the learning rate at few bits, whose weights have further to go
+FEW: tuple[Bits, ...] = (2, "ternary", 1)  # whose weights have further to go
 RUNS, PAGE = Path("runs/precision"), Path("docs/results/precision")
 WAYS = {
     "rounded": "rounded, no retraining",
@@ -55,8 +54,8 @@ held-out samples, the mean over seeds, with every seed in brackets where there a
 samples. One sample is {one}.
 
 * **rounded**: the trained float network, quantized as `pipeline.py quantize` does (`calibration = "membrane"`).
-* **aware**: the same weights trained on with the integers in the forward pass, scales learned; at 2 bits and fewer with
-  three times the learning rate.
+* **aware**: the same weights trained on with the integers in the forward pass, scales learned; for the epochs and with
+  the learning rate that the command says, or 0.001, and at 2 bits and fewer 0.003.
 * **largest weight**: what a user would write first: every layer scaled by its largest weight, rounded, threshold and
   bias by the same scale (`calibration = "max"`).
 * **1/64 grid**: the same float network on lava-dl's grid, one step of 2/64 for all weights of all layers, threshold
@@ -71,9 +70,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--aware-epochs", type=int, required=True)
     parser.add_argument("--aware-learning-rate", type=float, default=1e-3)
+    parser.add_argument("--few-epochs", type=int, help="of aware training at 2 bits and fewer")
+    parser.add_argument("--few-learning-rate", type=float, default=3e-3)
     parser.add_argument("--set", action="append", default=[], help="change one key of the configuration")
     chosen = parser.parse_args()
-    aware = {"aware_epochs": chosen.aware_epochs, "aware_learning_rate": chosen.aware_learning_rate}
+    few = {"aware_epochs": chosen.few_epochs or chosen.aware_epochs, "aware_learning_rate": chosen.few_learning_rate}
+    more = {"aware_epochs": chosen.aware_epochs, "aware_learning_rate": chosen.aware_learning_rate}
+    aware = {bits: few if bits in FEW else more for bits in WIDTHS}
     seeds = []
     for seed in range(chosen.seeds):
         config = configuration.read(chosen.config, [*chosen.set, f"seed={seed}"])
@@ -84,8 +87,8 @@ def main() -> None:
     write_page(PAGE)
 
 
-def measure(config: Config, aware: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Accuracies and verdicts of one seed, by way and width."""
+def measure(config: Config, aware: dict[Bits, dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """Accuracies and verdicts of one seed, by way and width. aware: keys of `train` at each width."""
     found: dict[str, Any] = {"rounded": {}, "aware": {}, "max": {}}
     with Progress() as bars:
         task = bars.add_task(str(folder), total=1 + 2 * len(WIDTHS))
@@ -101,8 +104,7 @@ def measure(config: Config, aware: dict[str, Any], folder: Path) -> dict[str, An
             largest = replace(at, quantize=replace(at.quantize, calibration="max"))
             found["max"][str(bits)] = quantized(largest, folder, f"max-{bits}", show)
             bars.advance(task)
-            rate = aware["aware_learning_rate"] * (FASTER if bits in FEW else 1)
-            trained = replace(at, train=replace(at.train, **aware | {"aware_learning_rate": rate}))
+            trained = replace(at, train=replace(at.train, **aware[bits]))
             found["aware"][str(bits)] = run(trained, folder, f"aware-{bits}", show)
             bars.advance(task)
     return found | {"float": found["rounded"]["8"]["float"], "grid": on_fixed_grid(config, folder / "rounded-8")}
