@@ -7,7 +7,7 @@ population of its own. A folded population fires the spikes of the one it came f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,49 +15,11 @@ import torch
 from torch import nn
 
 from base.errors import UserError
+from quantize.folded import FoldedConnection, FoldedLayer, Pair, conv_after_pooling, dense_after_pooling, depthwise
 from train.network import SpikingNetwork
 from train.neurons import LIF
 from train.parts import Skip, SumPool2d, running_affine
 from train.wiring import INPUT, Link, Norm, Stage
-
-Pair = tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class FoldedConnection:
-    """weight [O, I] over the flattened source or [O, C / groups, kh, kw]; `geometry` holds a convolution's stride,
-    padding, dilation and groups, and is empty for a dense one. delay in steps. clip: where weights are clipped when
-    they are rounded, [] or per channel [O]; None where that is still to be found."""
-
-    source: str
-    weight: np.ndarray
-    geometry: dict[str, Any] = field(default_factory=dict)
-    delay: int = 0
-    clip: np.ndarray | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class FoldedLayer:
-    """One population in float64, and what leads into it. bias [O]: one per neuron, or per channel of a shape (C, H, W).
-
-    alpha, beta: shares of current and voltage that are kept per step, broadcasting to the shape. neuron: "lif", or
-    "none" for a current readout, to which decays and threshold mean nothing. time_weights [T]: of the output, how much
-    each step counts where the host sums it; None: all the same. input_is_bias: whether its one connection, from the
-    input, adds to the voltage as the bias does, and not to the current.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    connections: tuple[FoldedConnection, ...]
-    bias: np.ndarray
-    alpha: float | np.ndarray
-    beta: float | np.ndarray
-    threshold: float
-    reset: str = "hard"
-    floor: bool = False
-    neuron: str = "lif"
-    time_weights: np.ndarray | None = None
-    input_is_bias: bool = False
 
 
 def fold(network: SpikingNetwork) -> tuple[FoldedLayer, ...]:
@@ -153,13 +115,14 @@ def _fold_link(layer: str, link: Link, shape: tuple[int, ...]) -> tuple[FoldedCo
         bias = offset + gain * bias
     geometry: dict[str, Any] = {}
     if isinstance(synapse, nn.Conv2d):
-        weight, geometry = _conv_after_pooling(weight, synapse, window)
+        geometry = {name: _pair(getattr(synapse, name)) for name in ("stride", "padding", "dilation")}
+        weight, geometry = conv_after_pooling(weight, geometry | {"groups": synapse.groups}, window)
     elif len(shape) == 3:
-        weight, geometry = _depthwise(weight.reshape(-1, 1, 1, 1) * np.ones(window), window)
+        weight, geometry = depthwise(weight.reshape(-1, 1, 1, 1) * np.ones(window), window)
     elif isinstance(synapse, Skip):
         weight = np.diag(weight)
     if len(shape) == 1 and window != (1, 1):
-        weight = _dense_after_pooling(weight, link.input_shape, window)
+        weight = dense_after_pooling(weight, link.input_shape, window)
     return FoldedConnection(link.source, weight if share == 1 else weight * share, geometry), bias
 
 
@@ -171,13 +134,7 @@ def _norm(layer: str, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
 def _or(pooling: nn.MaxPool2d, channels: int) -> tuple[np.ndarray, dict[str, Any]]:
     """Any spike of the window: a kernel of ones on each channel by itself."""
     stride, padding, dilation = (_pair(value) for value in (pooling.stride, pooling.padding, pooling.dilation))
-    return _depthwise(np.ones((channels, 1, *_pair(pooling.kernel_size))), stride, padding, dilation)
-
-
-def _depthwise(
-    kernel: np.ndarray, stride: Pair, padding: Pair = (0, 0), dilation: Pair = (1, 1)
-) -> tuple[np.ndarray, dict[str, Any]]:
-    return kernel, {"stride": stride, "padding": padding, "dilation": dilation, "groups": len(kernel)}
+    return depthwise(np.ones((channels, 1, *_pair(pooling.kernel_size))), stride, padding, dilation)
 
 
 def pooling(link: Link) -> tuple[Pair, float]:
@@ -189,31 +146,6 @@ def pooling(link: Link) -> tuple[Pair, float]:
             height, width = height * rows, width * columns
             share /= rows * columns if isinstance(part, nn.AvgPool2d) else 1
     return (height, width), share
-
-
-def _conv_after_pooling(weight: np.ndarray, conv: nn.Conv2d, window: Pair) -> tuple[np.ndarray, dict[str, Any]]:
-    """Pooling, then a convolution = one convolution whose kernel repeats each weight over the pooled window.
-
-    Its stride and padding are the window times the old ones; a dilated kernel is spelled out with zeros first. Exact
-    where the window divides the map, which the network guarantees.
-    """
-    (stride, padding, dilation) = (_pair(value) for value in (conv.stride, conv.padding, conv.dilation))
-    if window != (1, 1):
-        outputs, channels, height, width = weight.shape
-        (down, right), dilation = dilation, (1, 1)
-        spelled = np.zeros((outputs, channels, down * (height - 1) + 1, right * (width - 1) + 1))
-        spelled[:, :, ::down, ::right] = weight
-        weight = np.kron(spelled, np.ones(window))
-        stride = (stride[0] * window[0], stride[1] * window[1])
-        padding = (padding[0] * window[0], padding[1] * window[1])
-    return weight, {"stride": stride, "padding": padding, "dilation": dilation, "groups": conv.groups}
-
-
-def _dense_after_pooling(weight: np.ndarray, source: tuple[int, ...], window: Pair) -> np.ndarray:
-    """Pooling, then a dense layer = a dense layer over the map before: every weight repeated over its window."""
-    channels, height, width = source
-    maps = weight.reshape(len(weight), channels, height // window[0], width // window[1])
-    return np.kron(maps, np.ones(window)).reshape(len(weight), -1)
 
 
 def unfolded(link: Link, weight: np.ndarray) -> np.ndarray:
