@@ -1,0 +1,1 @@
+"""Networks as NIR graphs (the Neuromorphic Intermediate Representation): written, and read."""
