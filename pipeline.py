@@ -128,7 +128,7 @@ def deploy(
     python: Python = None,
     network: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--network", help="A network from elsewhere, .npz or .onnx, in place of a trained one."),
+        typer.Option("--network", help="A network from elsewhere, .npz, .onnx or .nir, in place of a trained one."),
     ] = None,
     inputs: Annotated[
         Optional[Path],  # noqa: UP045
@@ -209,7 +209,10 @@ def report(out: Out = DEFAULT_OUT, config: ConfigFile = None, settings: Settings
 def export(
     formats: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(help="onnx (integers; needs no torch), onnx-float. Default: all."),
+        typer.Argument(
+            help="onnx, nir, netx (integers; need no torch), onnx-float, nir-float. Default: all but netx, which "
+            "holds few networks."
+        ),
     ] = None,
     out: Out = DEFAULT_OUT,
     config: ConfigFile = None,

@@ -6,7 +6,7 @@
     verify    -> verdict.json
     ways      -> ways.json, of a model from elsewhere
     report    -> report.html, report.json
-    export    -> deploy/step.onnx, scan.onnx, float_step.onnx, float_scan.onnx
+    export    -> deploy/step.onnx, scan.onnx, float_step.onnx, float_scan.onnx, network.nir, float.nir, network.net
 
 and one that only needs what train wrote:
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from deploy.lava.backend import LavaOptions
     from deploy.verify import Comparison
+    from quantize.folded import FoldedLayer
     from quantize.recording import Recording
     from run.sensitivity.search import Goal
     from train.datasets import Dataset
@@ -66,12 +67,13 @@ DIFFERENCES, WAYS_MEASURED = "differences.json", "ways.json"
 VERDICT, REPORT, REPORT_JSON = "verdict.json", "report.html", "report.json"
 STEP, SCAN = "deploy/step.onnx", "deploy/scan.onnx"
 FLOAT_STEP, FLOAT_SCAN = "deploy/float_step.onnx", "deploy/float_scan.onnx"
+NIR, FLOAT_NIR, NETX = "deploy/network.nir", "deploy/float.nir", "deploy/network.net"
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that compute something here, as far as they are installed."""
     found = {"python": python_version()}
-    for package in ("spikeproof", "numpy", "numba", "torch", "snntorch", "onnx", "onnxruntime", "lava-nc"):
+    for package in ("spikeproof", "numpy", "numba", "torch", "snntorch", "onnx", "onnxruntime", "nir", "lava-nc"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -405,7 +407,7 @@ def verdict(folder: RunFolder) -> dict[str, Any]:
 
 
 def adopt(folder: RunFolder, network: Path, inputs: Path) -> bool:
-    """Take a network (.npz or .onnx) and its inputs from files, in place of quantizing; True if they are new here.
+    """Take a network (.npz, .onnx or .nir) and its inputs from files, in place of quantizing; True if they are new.
 
     Raises UserError for a folder that trains its own network, and for files that are refused or do not fit each other.
     """
@@ -418,10 +420,15 @@ def adopt(folder: RunFolder, network: Path, inputs: Path) -> bool:
             raise UserError(f"{path}: there is no such file; --network and --inputs name existing ones.")
 
     def work() -> None:
-        from deploy.onnx import files
         from quantize import held_out, integer_network
 
-        found = files.load(network) if network.suffix == ".onnx" else integer_network.load(network)
+        if network.suffix == ".onnx":
+            from deploy.onnx.files import load
+        elif network.suffix == ".nir":
+            from deploy.nir.files import load
+        else:
+            from quantize.integer_network import load
+        found = load(network)
         held = held_out.load(inputs)
         found.check_inputs(held.inputs)
         integer_network.save(found, folder.path / NETWORK)
@@ -437,18 +444,22 @@ def _is_adopted(folder: RunFolder) -> bool:
 
 
 def export(config: Config, folder: RunFolder, progress: Progress, formats: Sequence[str] = ()) -> bool:
-    """Write the network in the formats named, or in all; True if one of them had something to do."""
+    """Write the network in the formats named, or in all that hold any network; True if one of them had something to do.
+
+    Raises UserError for an unknown format, and for what a format cannot hold.
+    """
     for name in formats:
         if name not in EXPORTS:
             raise UserError(f"export: '{name}' is no format; {nearest(name, EXPORTS)}")
     done = []
-    for name in formats or EXPORTS:
-        done.append(EXPORTS[name](config, folder))
-        progress(f"export: {name}", 1, 1, "" if done[-1] else "done before, unchanged")
+    for name in formats or [name for name in EXPORTS if name != "netx"]:
+        notes: list[str] = []
+        done.append(EXPORTS[name](config, folder, notes.append))
+        progress(f"export: {name}", 1, 1, "".join(notes) if done[-1] else "done before, unchanged")
     return any(done)
 
 
-def _export_onnx(config: Config, folder: RunFolder) -> bool:
+def _export_onnx(config: Config, folder: RunFolder, note: Callable[[str], None]) -> bool:
     network_file = folder.require(NETWORK, "quantize")
 
     def work() -> None:
@@ -464,17 +475,13 @@ def _export_onnx(config: Config, folder: RunFolder) -> bool:
     return folder.step("export: onnx", [], [network_file], [STEP, SCAN], work)
 
 
-def _export_onnx_float(config: Config, folder: RunFolder) -> bool:
+def _export_onnx_float(config: Config, folder: RunFolder, note: Callable[[str], None]) -> bool:
     weights = folder.require(WEIGHTS, "train")
 
     def work() -> None:
         from deploy.onnx import files, floats, graph
-        from quantize.fold import fold
-        from train.checkpoint import load_weights
 
-        network = _network(config)
-        load_weights(network, weights)
-        layers = fold(network)
+        network, layers = _folded(config, weights)
         step, about = floats.build(layers, network.input_shape), floats.about(layers)
         files.save(graph.step_model(step, about), folder.path / FLOAT_STEP)
         files.save(graph.scan_model(step, about), folder.path / FLOAT_SCAN)
@@ -482,7 +489,64 @@ def _export_onnx_float(config: Config, folder: RunFolder) -> bool:
     return folder.step("export: onnx-float", _decides_network(config), [weights], [FLOAT_STEP, FLOAT_SCAN], work)
 
 
-EXPORTS = {"onnx": _export_onnx, "onnx-float": _export_onnx_float}
+def _export_nir(config: Config, folder: RunFolder, note: Callable[[str], None]) -> bool:
+    network_file = folder.require(NETWORK, "quantize")
+
+    def work() -> None:
+        from deploy.nir import files, graph, integer
+        from quantize import integer_network
+
+        made, rows = integer.graph_of(integer_network.load(network_file))
+        files.save(made, folder.path / NIR)
+        note(graph.in_words(rows))
+
+    return folder.step("export: nir", [], [network_file], [NIR], work)
+
+
+def _export_nir_float(config: Config, folder: RunFolder, note: Callable[[str], None]) -> bool:
+    weights = folder.require(WEIGHTS, "train")
+
+    def work() -> None:
+        from deploy.nir import files, floats, graph
+
+        network, layers = _folded(config, weights)
+        made, rows = floats.graph_of(layers, network.input_shape, 2**network.payload_bits - 1)
+        files.save(made, folder.path / FLOAT_NIR)
+        note(graph.in_words(rows))
+
+    return folder.step("export: nir-float", _decides_network(config), [weights], [FLOAT_NIR], work)
+
+
+def _export_netx(config: Config, folder: RunFolder, note: Callable[[str], None]) -> bool:
+    network_file = folder.require(NETWORK, "quantize")
+
+    def work() -> None:
+        from deploy import netx
+        from quantize import integer_network
+
+        netx.save(integer_network.load(network_file), folder.path / NETX)
+        note("run it with reset_offset=1")
+
+    return folder.step("export: netx", [], [network_file], [NETX], work)
+
+
+EXPORTS = {
+    "onnx": _export_onnx,
+    "onnx-float": _export_onnx_float,
+    "nir": _export_nir,
+    "nir-float": _export_nir_float,
+    "netx": _export_netx,
+}
+
+
+def _folded(config: Config, weights: Path) -> tuple[SpikingNetwork, tuple[FoldedLayer, ...]]:
+    """The trained network of that file, and its folded layers."""
+    from quantize.fold import fold
+    from train.checkpoint import load_weights
+
+    network = _network(config)
+    load_weights(network, weights)
+    return network, fold(network)
 
 
 def lava_options(config: Config) -> LavaOptions:

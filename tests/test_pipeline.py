@@ -25,9 +25,12 @@ import safetensors.numpy
 import torch
 
 import pipeline as command_line
+from deploy.nir import files as nir_files
+from deploy.nir import foreign
 from deploy.onnx import files
 from quantize import held_out, integer_network, recording, reference
 from quantize.arithmetic import LOIHI_LIF_V1
+from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("--set", "data.steps=6", "--set", "train.epochs=3", "--set", "network.architecture=16-10")
@@ -424,11 +427,39 @@ def test_the_network_is_exported_with_torch_and_without(run: Path, without_torch
     assert files.load(run / "deploy" / "scan.onnx").hash == network.hash
 
 
+def test_nir_is_exported_with_torch_and_without(run: Path, without_torch: dict[str, str]) -> None:
+    done = pipeline("export", "nir", "nir-float", "--out", run)
+    assert done.returncode == 0, done.stderr
+    assert "only in its metadata: dt" in " ".join(done.stdout.split())
+    network = integer_network.load(run / "quantize" / "network.npz")
+    layers = foreign.read(run / "deploy" / "float.nir").layers
+    assert [layer.name for layer in layers] == [population.name for population in network.populations]
+    (run / "deploy" / "network.nir").unlink()
+    done = process("export", "nir", "--out", run, env=without_torch)
+    assert done.returncode == 0, done.stderr
+    assert nir_files.load(run / "deploy" / "network.nir").hash == network.hash
+
+
+def test_netx_is_written_for_what_it_holds_alone(run: Path, tmp_path: Path) -> None:
+    assert "netx: " in refused("export", "netx", "--out", run)
+    assert not (run / "deploy" / "network.net").exists()
+    folder = tmp_path / "fits"
+    lif = Population("a", (10,), 4095, 100, 300, 0)
+    weight = 2 * np.random.default_rng(0).integers(-127, 128, (10, 64))
+    network = IntegerNetwork((1, 8, 8), (lif,), (Connection(INPUT, "a", weight),), "a")
+    integer_network.save(network, folder / "quantize" / "network.npz")
+    done = pipeline("export", "netx", "--out", folder)
+    assert done.returncode == 0, done.stderr
+    assert "reset_offset=1" in done.stdout
+    assert (folder / "deploy" / "network.net").is_file()
+
+
+@pytest.mark.parametrize(("format", "file"), [("onnx", "step.onnx"), ("nir", "network.nir")])
 def test_a_network_from_a_file_is_deployed_and_verified_without_torch(
-    run: Path, tmp_path: Path, without_torch: dict[str, str]
+    run: Path, tmp_path: Path, without_torch: dict[str, str], format: str, file: str
 ) -> None:
-    assert pipeline("export", "onnx", "--out", run).returncode == 0
-    network, inputs = run / "deploy" / "step.onnx", run / "quantize" / "inputs.npz"
+    assert pipeline("export", format, "--out", run).returncode == 0
+    network, inputs = run / "deploy" / file, run / "quantize" / "inputs.npz"
     given = ("--network", network, "--inputs", inputs)
     out = tmp_path / "other"
     keys = ("--set", "deploy.backends=engine,onnx", "--set", "deploy.samples=7")
@@ -444,7 +475,7 @@ def test_a_network_from_a_file_is_deployed_and_verified_without_torch(
     assert "--network and --inputs belong together" in refused("deploy", "--out", out, "--network", network)
     assert "there is no such file" in refused("deploy", "--out", out, "--network", "x.onnx", "--inputs", inputs)
     network.write_bytes(network.read_bytes()[:-1])
-    assert "is no whole ONNX file" in refused("deploy", "--out", out, *given)
+    assert f"is no whole {format.upper()} file" in refused("deploy", "--out", out, *given)
 
 
 TRAINED_ELSEWHERE = """
