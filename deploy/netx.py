@@ -26,6 +26,7 @@ from quantize import arithmetic as rules
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 
 BIAS_EXPONENT = 6  # netx's, of every bias
+KEY = ", or quantize with quantize.netx = true"
 
 
 def save(network: IntegerNetwork, path: Path) -> None:
@@ -65,8 +66,8 @@ def save(network: IntegerNetwork, path: Path) -> None:
         beside.write_bytes(file.getbuffer())
 
 
-def _refuse(what: str, why: str) -> NoReturn:
-    raise UserError(f"netx: {what} {why}; export onnx or nir, which hold it.")
+def _refuse(what: str, why: str, instead: str = "") -> NoReturn:
+    raise UserError(f"netx: {what} {why}; export onnx or nir, which hold it{instead}.")
 
 
 def _chain(network: IntegerNetwork) -> list[tuple[Population, Connection]]:
@@ -117,7 +118,7 @@ def _bias(population: Population) -> np.ndarray | None:
     lost = bias % (1 << BIAS_EXPONENT)
     mantissas, half = bias >> BIAS_EXPONENT, 1 << (rules.BIAS_BITS - 1)
     if lost.any():
-        _refuse(what, f"has a bias of {bias[lost != 0][0]}, but netx has multiples of {1 << BIAS_EXPONENT} alone")
+        _refuse(what, f"has a bias of {bias[lost != 0][0]}, but netx has multiples of {1 << BIAS_EXPONENT} alone", KEY)
     if (mantissas < -half).any() or (mantissas >= half).any():
         _refuse(what, f"has biases from {bias.min()} to {bias.max()}, beyond the mantissas {-half}..{half - 1} of netx")
     rows = mantissas.reshape(len(mantissas), -1)
@@ -130,10 +131,10 @@ def _weight(connection: Connection) -> np.ndarray:
     wide = connection.weight.astype(np.int64)
     weight = wide << exponent if exponent >= 0 else wide >> -exponent
     if exponent < 0 and (weight << -exponent != wide).any():
-        _refuse(what, f"has the weight exponent {exponent}, which rounds; netx has none")
+        _refuse(what, f"has the weight exponent {exponent}, which rounds; netx has none", KEY)
     if weight.max() > rules.WEIGHT_MAX or weight.min() < rules.WEIGHT_MIN:
         _refuse(what, f"has weights from {weight.min()} to {weight.max()} with its exponent {exponent}, beyond "
-                      f"{rules.WEIGHT_MIN}..{rules.WEIGHT_MAX}; netx has none")  # fmt: skip
+                      f"{rules.WEIGHT_MIN}..{rules.WEIGHT_MAX}; netx has none", KEY)  # fmt: skip
     if not connection.is_conv:
         _check_optimised(what, weight)
     return weight.astype(np.int32)

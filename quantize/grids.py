@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 
 from base.errors import UserError, nearest
-from quantize.arithmetic import WEIGHT_MIN, WEIGHT_STEP
+from quantize.arithmetic import EXPONENT_MAX, EXPONENT_MIN, WEIGHT_MIN, WEIGHT_STEP
 
 Bits = int | str
 TERNARY = "ternary"
@@ -41,7 +41,8 @@ class Precision:
     weights ("error"), at the 99.9th percentile of their magnitudes ("percentile"), or at the largest ("max").
     scales: whether aware training learns the clips that it starts with ("learned"), keeps them ("fixed") or finds them
     anew before every update ("calibrated"). per_channel: whether each neuron, or channel, that spikes has a clip and so
-    a threshold of its own.
+    a threshold of its own. netx: whether weights go without exponents and biases are whole units of activation, which
+    is what lava-dl's files hold.
     """
 
     bits: Bits = 8
@@ -49,6 +50,7 @@ class Precision:
     calibration: str = "membrane"
     scales: str = "learned"
     per_channel: bool = False
+    netx: bool = False
 
     def __post_init__(self) -> None:
         chosen = {"bits": self.bits} | {f"per_layer.{name}": bits for name, bits in self.per_layer.items()}
@@ -66,6 +68,11 @@ class Precision:
 
     def of(self, layer: str) -> Bits:
         return self.per_layer.get(layer, self.bits)
+
+    @property
+    def exponents(self) -> tuple[int, int]:
+        """The least and the largest that a connection may have."""
+        return (0, 0) if self.netx else (EXPONENT_MIN, EXPONENT_MAX)
 
     def separates(self, neuron: str) -> bool:
         """Whether channels of such neurons are clipped each by itself; a readout's currents are compared, so all share
@@ -152,8 +159,8 @@ class Rounded(NamedTuple):
 
 
 def rounded(weight: np.ndarray, step: Step, bits: Bits, lacking: int) -> Rounded:
-    """The weights as mantissas, where the chip's least exponent lacks so many powers of two: these are taken from the
-    size of a level in mantissas, and where that is at its least, from the levels."""
+    """The weights as mantissas, where the least exponent lacks so many powers of two: these are taken from the size of
+    a level in mantissas, and where that is at its least, from the levels."""
     unit, scale = max(_unit(bits) >> lacking, WEIGHT_STEP), step.scale * 2.0**-lacking
     rows = weight.reshape(len(weight), -1)
     mantissas = np.empty(rows.shape, np.int16)

@@ -39,6 +39,7 @@ BIAS_MANTISSA_MAX = (1 << (rules.BIAS_BITS - 1)) - 1
 BIASED_THRESHOLD_MAX = (rules.STATE_LIMIT - 1 - (BIAS_MANTISSA_MAX << rules.BIAS_EXPONENT_MAX)) >> rules.STATE_SHIFT
 ACTIVATION_MAX = (1 << (rules.ACTIVATION_BITS - 1)) - 1
 STATE_UNIT = 1 << rules.STATE_SHIFT
+NETX_BIAS_EXPONENT = 6  # lava-dl's, of every bias
 WEIGHT_BITS_TO_SPARE = 6  # of 8, where inputs are so wide or memory so long that no exponent alone keeps sums inside
 
 Row = dict[str, Any]
@@ -149,7 +150,7 @@ def _quantize_layer(layer: FoldedLayer, payload: int, precision: Precision) -> Q
     scale = np.asarray(found[0].scale * 2.0 ** found[0].exponent)  # the same by every connection
     if (scale == scale.flat[0]).all():
         scale = np.asarray(scale.flat[0])  # stock neurons hold one threshold
-    bias_mant, bias_exp = _bias(np.rint(STATE_UNIT * scale * layer.bias).astype(np.int64))
+    bias_mant, bias_exp = _bias(np.rint(STATE_UNIT * scale * layer.bias).astype(np.int64), precision)
     population = _population(layer, np.asarray(np.rint(scale * layer.threshold), np.int64), bias_mant, bias_exp)
     return Quantized(population, scale, tuple(found))
 
@@ -254,14 +255,13 @@ def _fitting(layer: FoldedLayer, decay_u: int, payload: int, precision: Precisio
     steps = steps_of(clips_of(layer, precision), bits, if_zero=1 / (layer.threshold or 1.0))
     of_mantissas = steps[0].scale * 2.0 ** -steps[0].finer
     lacking: list[int] = []
+    least, most = precision.exponents
     threshold, bias = of_mantissas.max() * layer.threshold, np.abs(of_mantissas * layer.bias).max()
-    for exponent in range(rules.EXPONENT_MAX, rules.EXPONENT_MIN - WEIGHT_BITS_TO_SPARE - 1, -1):
-        if (
-            round(threshold * 2.0**exponent) > THRESHOLD_MAX
-            or STATE_UNIT * bias * 2.0**exponent > BIAS_MANTISSA_MAX << rules.BIAS_EXPONENT_MAX
-        ):
+    largest_bias = BIAS_MANTISSA_MAX << (NETX_BIAS_EXPONENT if precision.netx else rules.BIAS_EXPONENT_MAX)
+    for exponent in range(most, least - WEIGHT_BITS_TO_SPARE - 1, -1):
+        if round(threshold * 2.0**exponent) > THRESHOLD_MAX or STATE_UNIT * bias * 2.0**exponent > largest_bias:
             continue  # before any weight is rounded
-        lacks = [max(0, rules.EXPONENT_MIN - (exponent - step.finer)) for step in steps]
+        lacks = [max(0, least - (exponent - step.finer)) for step in steps]
         if lacks != lacking:
             lacking = lacks
             each = [rounded(w, step, bits, lack) for w, step, lack in zip(weights, steps, lacking, strict=True)]
@@ -275,7 +275,7 @@ def _fitting(layer: FoldedLayer, decay_u: int, payload: int, precision: Precisio
                 )
             return [Grid(made.weight, made.scale, power) for made, power in zip(each, exponents, strict=True)]
     raise UserError(
-        f"layer '{layer.name}': no exponent in {rules.EXPONENT_MIN}..{rules.EXPONENT_MAX} holds threshold "
+        f"layer '{layer.name}': no exponent in {least}..{most} holds threshold "
         f"{layer.threshold:g}, bias up to {np.abs(layer.bias).max():g} and weights up to {_largest(layer):g} together; "
         "bring them closer to each other."
     )
@@ -312,9 +312,9 @@ def _strongest_sum(layer: FoldedLayer, each: list[Rounded], exponents: list[int]
     return float(max(up.max(), down.max()))
 
 
-def _bias(bias: np.ndarray) -> tuple[np.ndarray, int]:
-    """Mantissas and the smallest common exponent for a bias in state units."""
-    exponent = 0
+def _bias(bias: np.ndarray, precision: Precision) -> tuple[np.ndarray, int]:
+    """Mantissas and the smallest common exponent for a bias in state units; for netx, which has one, that."""
+    exponent = NETX_BIAS_EXPONENT if precision.netx else 0
     while np.abs(np.rint(bias / 2**exponent)).max() > BIAS_MANTISSA_MAX:
         exponent += 1
     return np.rint(bias / 2**exponent).astype(np.int64), exponent

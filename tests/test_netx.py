@@ -9,12 +9,19 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from base.errors import UserError
 from deploy import netx
+from quantize import engine, reference
+from quantize.fold import fold
+from quantize.grids import Precision
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population, readout
+from quantize.scales import quantize
+from train.architecture import build
+from train.neurons import LIF
 
 
 def lif(name: str, *shape: int, **fields: Any) -> Population:
@@ -168,3 +175,32 @@ def test_weights_that_are_written_survive_netx_and_lava(data: st.DataObject) -> 
     step = 1 << (8 - bits + mixed)
     clipped = stored.clip(-256 if mixed else -255, 254 if mixed else 255)
     assert np.array_equal(np.sign(clipped) * (np.abs(clipped) // step * step) >> doublings, weight)
+
+
+@pytest.mark.parametrize(("notation", "bits"), [("16-10", 8), ("16-10", 4), ("4C3-BN-AP2-12-BN-10", 8), ("4C3-10", 2)])
+def test_what_was_quantized_for_netx_lies_in_its_file_as_it_is(notation: str, bits: int, tmp_path: Path) -> None:
+    network = build(notation, (1, 8, 8), neuron=lambda: LIF(alpha=0.3), seed=1).eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter += 0.3 * name.endswith("bias")
+    precision = Precision(bits, calibration="error", netx=True)
+    integers, _ = quantize(fold(network), (1, 8, 8), 1, precision)
+    assert {connection.exponent for connection in integers.connections} == {0}
+    assert all(not (population.bias % 64).any() for population in integers.populations)
+    netx.save(integers, tmp_path / "network.net")
+    with h5py.File(tmp_path / "network.net") as file:
+        weights = [layer["weight"][()] for _, layer in sorted(file["layer"].items()) if "weight" in layer]
+    for connection, weight in zip(integers.connections, weights, strict=True):
+        assert np.array_equal(connection.weight, weight)
+
+
+def test_strong_inputs_cost_bits_where_there_is_no_exponent() -> None:
+    network = build("8-4", (300,), neuron=lambda: LIF(alpha=0.99), payload_bits=1, seed=1).eval()
+    integers, _ = quantize(fold(network), (300,), 1, Precision(calibration="error", netx=True))
+    plain, _ = quantize(fold(network), (300,), 1, Precision(calibration="error"))
+    assert plain.connections[0].exponent < 0 == integers.connections[0].exponent
+    assert abs(integers.connections[0].weight).max() < abs(plain.connections[0].weight).max()
+    inputs = np.ones((40, 2, 300), np.uint8)
+    assert np.array_equal(
+        reference.run(integers, inputs).spikes["dense2"], engine.run(integers, inputs).spikes["dense2"]
+    )
