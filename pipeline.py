@@ -27,8 +27,8 @@ from rich.table import Table
 
 from base.errors import UserError
 from base.files import write_text
+from run import building, exports, files, stages
 from run import config as configuration
-from run import stages
 from run.config import Config
 from run.folder import RunFolder
 
@@ -221,7 +221,7 @@ def export(
     """Write the network for other tools, into the folder deploy/ of the run."""
     chosen, folder = _open(out, config, settings)
     with _bars() as show:
-        stages.export(chosen, folder, show, formats or ())
+        exports.export(chosen, folder, show, formats or ())
     return EXIT_EQUAL
 
 
@@ -257,7 +257,7 @@ def sensitivity(
         anew = ", its aware epochs trained anew" if chosen.train.aware_epochs else ""
         words = f"The whole way with the chosen widths{anew}:\n{numbers['use']}"
         console.print(words, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Page: {out / stages.SENSITIVITY_PAGE}", highlight=False)
+    console.print(f"Page: {out / files.SENSITIVITY_PAGE}", highlight=False)
     return EXIT_EQUAL
 
 
@@ -336,7 +336,7 @@ def _whole_way(config: Config, folder: RunFolder) -> int:
     return _summary(folder)
 
 
-def _stage(stage: Callable[[Config, RunFolder, stages.Progress], bool], config: Config, folder: RunFolder) -> bool:
+def _stage(stage: Callable[[Config, RunFolder, files.Progress], bool], config: Config, folder: RunFolder) -> bool:
     """Run one stage under progress bars; True if it had something to do."""
     with _bars() as show:
         did_something = stage(config, folder, show)
@@ -346,7 +346,7 @@ def _stage(stage: Callable[[Config, RunFolder, stages.Progress], bool], config: 
 
 
 @contextmanager
-def _bars() -> Iterator[stages.Progress]:
+def _bars() -> Iterator[files.Progress]:
     """Progress bars, one for each thing that the caller shows: what, done, total, a note."""
     note = TextColumn("{task.fields[note]}", markup=False)
     columns = (TextColumn("{task.description:20}"), BarColumn(), TimeElapsedColumn(), note)
@@ -389,7 +389,7 @@ def _summary(folder: RunFolder) -> int:
     for pair in verdict["comparisons"]:
         if pair["first_divergence"]:
             console.print(describe(Comparison.from_json(pair)), markup=False, highlight=False)
-    page = folder.path / stages.REPORT
+    page = folder.path / files.REPORT
     if page.is_file():
         console.print(f"Report: {page}", highlight=False)
     return EXIT_EQUAL if verdict["equal"] else EXIT_DIFFERENT
@@ -405,8 +405,8 @@ def _ways(config: Config, folder: RunFolder) -> None:
         console.print(table)
     cells = [[v if isinstance(v, str) else f"{v:.2%}" if v else "0" for v in row.values()] for row in measured]
     _table(list(measured[0]), cells, f"ways to deploy {config.network.model}")
-    console.print(f"Deployed: {stages.deployed(config)}.", highlight=False)
-    if "converted" in {row["way"] for row in measured} and not stages.trains(config):
+    console.print(f"Deployed: {building.deployed(config)}.", highlight=False)
+    if "converted" in {row["way"] for row in measured} and not building.trains(config):
         words = ["deploy", "--model", config.network.model, "--config", str(folder.path / "config.toml")]
         words += ["--way", "converted", "--fine-tune", "10", "--out", f"{folder.path}-converted"]
         text = f"Converted and trained further:\nuv run {shlex.join([sys.argv[0], *words])}"

@@ -20,7 +20,7 @@ import torch
 from quantize.aware import AwareNetwork
 from quantize.fold import fold
 from quantize.scales import quantize
-from run import config, stages
+from run import building, config
 from train.encoding import encode
 from train.network import SpikingNetwork
 from train.updates import by_backpropagation, optimizer_of
@@ -36,7 +36,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def measure(path: Path) -> tuple[list[float], list[float], list[float]]:
     """Seconds of updates in floats, of aware ones, and of quantizing alone."""
-    network, dataset, encoding, training = stages.prepare(config.read(path))
+    network, dataset, encoding, training = building.prepare(config.read(path))
     chosen = np.arange(training.batch_size)
     spikes = encode(dataset.train.values[chosen], chosen, encoding, 1)
     labels = torch.from_numpy(dataset.train.labels[chosen])

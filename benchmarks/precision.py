@@ -30,8 +30,8 @@ from quantize.fold import FoldedLayer, fold
 from quantize.grids import Bits
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 from quantize.recording import predictions
+from run import building, files, stages
 from run import config as configuration
-from run import stages
 from run.comparison import pictures
 from run.config import Config
 from run.folder import RunFolder
@@ -110,7 +110,7 @@ def measure(config: Config, aware: dict[Bits, dict[str, Any]], folder: Path) -> 
     return found | {"float": found["rounded"]["8"]["float"], "grid": on_fixed_grid(config, folder / "rounded-8")}
 
 
-def run(config: Config, folder: Path, name: str, show: stages.Progress) -> dict[str, Any]:
+def run(config: Config, folder: Path, name: str, show: files.Progress) -> dict[str, Any]:
     """All stages of a run that starts from the float weights."""
     kept = from_floats(folder, name)
     for stage in (stages.train, stages.quantize, stages.deploy, stages.verify):
@@ -124,11 +124,11 @@ def run(config: Config, folder: Path, name: str, show: stages.Progress) -> dict[
     }
 
 
-def quantized(config: Config, folder: Path, name: str, show: stages.Progress) -> dict[str, Any]:
+def quantized(config: Config, folder: Path, name: str, show: files.Progress) -> dict[str, Any]:
     kept = from_floats(folder, name)
     for stage in (stages.train, stages.quantize):
         stage(config, kept, show)
-    return dict(json.loads((kept.path / stages.FIDELITY).read_text(encoding="utf-8"))["accuracy"])
+    return dict(json.loads((kept.path / files.FIDELITY).read_text(encoding="utf-8"))["accuracy"])
 
 
 def from_floats(folder: Path, name: str) -> RunFolder:
@@ -139,9 +139,9 @@ def from_floats(folder: Path, name: str) -> RunFolder:
 
 def on_fixed_grid(config: Config, folder: Path) -> float:
     """Accuracy of the float network on lava-dl's grid, on all held-out samples."""
-    network = stages.prepare(config)[0]
-    load_weights(network, folder / stages.WEIGHTS)
-    held = held_out.load(folder / stages.INPUTS)
+    network = building.prepare(config)[0]
+    load_weights(network, folder / files.WEIGHTS)
+    held = held_out.load(folder / files.INPUTS)
     integers = fixed_grid(fold(network), network.input_shape, network.payload_bits)
     return float((predictions(engine.run(integers, held.inputs), integers) == held.labels).mean())
 

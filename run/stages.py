@@ -6,23 +6,18 @@
     verify    -> verdict.json
     ways      -> ways.json, of a model from elsewhere
     report    -> report.html, report.json
-    export    -> deploy/step.onnx, scan.onnx, float_step.onnx, float_scan.onnx, network.nir, float.nir, network.net
 
 and one that only needs what train wrote:
 
     sensitivity -> quantize/sensitivity.md and its pictures, sensitivity.json
 
-Each floor is imported by the stage that needs it: deploy, verify, report and the export of integers run where there is
-no torch.
+Each floor is imported by the stage that needs it: deploy, verify and report run where there is no torch.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from pathlib import Path
@@ -31,43 +26,39 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from base.errors import UserError, nearest
+from base.errors import UserError
 from base.files import sha256_of, write_json, write_text
 from deploy import BACKENDS
-from run.config import Config, DataConfig, NetworkConfig
+from run import building
+from run.config import Config
+from run.files import (
+    DIFFERENCES,
+    FIDELITY,
+    FLOAT,
+    INPUTS,
+    METRICS,
+    NETWORK,
+    REPORT,
+    REPORT_JSON,
+    SCALES,
+    SENSITIVITY,
+    SENSITIVITY_PAGE,
+    SENSITIVITY_PICTURES,
+    VERDICT,
+    WAYS_MEASURED,
+    WEIGHTS,
+    Progress,
+)
 from run.folder import RunFolder
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from deploy.lava.backend import LavaOptions
     from deploy.verify import Comparison
-    from quantize.folded import FoldedLayer
     from quantize.recording import Recording
     from run.sensitivity.search import Goal
-    from train.datasets import Dataset
-    from train.encoding import Encoding
-    from train.frameworks.finding import Found
-    from train.frameworks.importing import Difference
-    from train.network import SpikingNetwork
-    from train.training import Training
 
-WATCHED_SAMPLES = 64  # of the training part, to take a model over; all that it computes for them is kept meanwhile
-
-Progress = Callable[[str, int, int, str], None]  # what, done, total, a note
-
-WEIGHTS, METRICS = "train/weights.safetensors", "train/metrics.jsonl"
-NETWORK, INPUTS, FLOAT = "quantize/network.npz", "quantize/inputs.npz", "quantize/float.npz"
-SCALES, FIDELITY = "quantize/scales.json", "quantize/fidelity.json"
-SENSITIVITY, SENSITIVITY_PAGE = "quantize/sensitivity.json", "quantize/sensitivity.md"
-SENSITIVITY_PICTURES = ("quantize/sensitivity-layers.svg", "quantize/sensitivity-front.svg")
 COST_SAMPLES = 64  # on which each rounding is tried by itself
 SENSITIVITY_SAMPLES = 512  # on which widths are tried
-DIFFERENCES, WAYS_MEASURED = "differences.json", "ways.json"
-VERDICT, REPORT, REPORT_JSON = "verdict.json", "report.html", "report.json"
-STEP, SCAN = "deploy/step.onnx", "deploy/scan.onnx"
-FLOAT_STEP, FLOAT_SCAN = "deploy/float_step.onnx", "deploy/float_scan.onnx"
-NIR, FLOAT_NIR, NETX = "deploy/network.nir", "deploy/float.nir", "deploy/network.net"
 
 
 def versions() -> dict[str, str]:
@@ -96,9 +87,9 @@ def check(config: Config, before: Config | None, on_lava: bool) -> None:
         from quantize.aware import check as check_aware
         from train.trainer import check
 
-        network = _network(config)
-        if trains(config):
-            check(network, _training(config))
+        network = building.network_of(config)
+        if building.trains(config):
+            check(network, building.training_of(config))
         config.quantize.check(stage.name for stage in network.stages if not stage.input_is_bias)
         if config.train.aware_epochs:
             check_aware(network)
@@ -112,9 +103,9 @@ def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
         from train.trainer import fit
 
         if config.network.model:
-            write_json(folder.path / DIFFERENCES, [asdict(difference) for difference in _taken(config)[1]])
-        if not trains(config):
-            save_weights(_network(config), folder.path / WEIGHTS)
+            write_json(folder.path / DIFFERENCES, [asdict(difference) for difference in building.taken_of(config)[1]])
+        if not building.trains(config):
+            save_weights(building.network_of(config), folder.path / WEIGHTS)
             write_text(folder.path / METRICS, "")
             progress("train", 1, 1, "taken as it is")
             return
@@ -122,16 +113,10 @@ def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
         def show(batch: dict[str, Any]) -> None:
             progress("train", *of_batch(batch))
 
-        fit(*prepare(config), folder.path / "train", show, aware=aware(config))
+        fit(*building.prepare(config), folder.path / "train", show, aware=building.aware(config))
 
     writes = [WEIGHTS, METRICS, *([DIFFERENCES] if config.network.model else [])]
-    return folder.step("train", decides_training(config), [], writes, work)
-
-
-def trains(config: Config) -> bool:
-    """Whether anything is trained: a model may be deployed as it comes."""
-    epochs = config.train.epochs, config.train.relu_epochs, config.train.aware_epochs
-    return not config.network.model or any(epochs)
+    return folder.step("train", building.decides_training(config), [], writes, work)
 
 
 def of_batch(batch: dict[str, Any]) -> tuple[int, int, str]:
@@ -139,13 +124,6 @@ def of_batch(batch: dict[str, Any]) -> tuple[int, int, str]:
     done = (batch["epoch"] - 1) * batch["batches"] + batch["batch"]
     note = f"epoch {batch['epoch']}/{batch['epochs']}, accuracy {batch['accuracy']:.1%}"
     return done, batch["epochs"] * batch["batches"], note
-
-
-def aware(config: Config) -> Callable[[SpikingNetwork, Tensor], SpikingNetwork]:
-    """What turns a network, by samples to calibrate it, into the one whose forward pass is its integers."""
-    from quantize.aware import AwareNetwork
-
-    return partial(AwareNetwork, precision=config.quantize)
 
 
 def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
@@ -164,7 +142,11 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         from train.encoding import encode_all
         from train.trainer import calibration_inputs, record
 
-        encoding, network, dataset = _encoding(config), _network(config), _dataset(config)
+        encoding, network, dataset = (
+            building.encoding_of(config),
+            building.network_of(config),
+            building.dataset_of(config),
+        )
         test = dataset.test
         load_weights(network, weights)
         progress("quantize", 0, 4, "choosing integers")
@@ -191,7 +173,7 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         write_json(folder.path / FIDELITY, lost)
         progress("quantize", 4, 4, "")
 
-    decides = [*_decides_network(config), asdict(config.quantize)]
+    decides = [*building.decides_network(config), asdict(config.quantize)]
     return folder.step("quantize", decides, [weights], [NETWORK, INPUTS, FLOAT, SCALES, FIDELITY], work)
 
 
@@ -200,7 +182,7 @@ def sensitivity(config: Config, folder: RunFolder, progress: Progress, wanted: G
     do. command: what the page says it was made by."""
     weights = folder.require(WEIGHTS, "train")
     uniform = replace(config.quantize, bits=8, per_layer={})
-    decides = [*_decides_network(config), asdict(uniform), SENSITIVITY_SAMPLES]
+    decides = [*building.decides_network(config), asdict(uniform), SENSITIVITY_SAMPLES]
 
     def work() -> None:
         from quantize.recording import Recording, hash_of
@@ -211,7 +193,11 @@ def sensitivity(config: Config, folder: RunFolder, progress: Progress, wanted: G
         from train.encoding import encode_all
         from train.trainer import calibration_inputs, record
 
-        encoding, network, dataset = _encoding(config), _network(config), _dataset(config)
+        encoding, network, dataset = (
+            building.encoding_of(config),
+            building.network_of(config),
+            building.dataset_of(config),
+        )
         load_weights(network, weights)
         progress("sensitivity", 0, 1, "float network on the samples to choose by")
         part = dataset.train if dataset.validation is None else dataset.validation
@@ -318,28 +304,25 @@ def ways(config: Config, folder: RunFolder, progress: Progress) -> bool:
         from train.checkpoint import load_weights
         from train.frameworks.stock import as_stock
 
-        found = _found(config.network.model, config.data, config.seed)
+        found = building.found_of(config.network.model, config.data, config.seed)
         networks = {"exact": found.network}
         converted, changes = as_stock(found.network)
         if changes:
             networks["converted"] = converted
-        if trains(config):
-            networks[deployed(config)] = _network(config)
-            load_weights(networks[deployed(config)], weights)
+        if building.trains(config):
+            networks[building.deployed(config)] = building.network_of(config)
+            load_weights(networks[building.deployed(config)], weights)
 
         def show(done: int, total: int) -> None:
             progress("ways", done, total, "")
 
-        rows = measure(found, networks, _dataset(config), _encoding(config), config.quantize, show)
+        rows = measure(
+            found, networks, building.dataset_of(config), building.encoding_of(config), config.quantize, show
+        )
         write_json(folder.path / WAYS_MEASURED, rows)
 
-    decides = [*_decides_network(config), deployed(config), asdict(config.quantize)]
+    decides = [*building.decides_network(config), building.deployed(config), asdict(config.quantize)]
     return folder.step("ways", decides, [weights], [WAYS_MEASURED], work)
-
-
-def deployed(config: Config) -> str:
-    """What the ways call the one that a configuration deploys."""
-    return config.network.way + (", trained further" if trains(config) else "")
 
 
 def tables_of_model(folder: RunFolder) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
@@ -443,240 +426,11 @@ def _is_adopted(folder: RunFolder) -> bool:
     return "adopt" in done and "quantize" not in done
 
 
-def export(config: Config, folder: RunFolder, progress: Progress, formats: Sequence[str] = ()) -> bool:
-    """Write the network in the formats named, or in all that hold any network; True if one of them had something to do.
-
-    Raises UserError for an unknown format, and for what a format cannot hold.
-    """
-    for name in formats:
-        if name not in EXPORTS:
-            raise UserError(f"export: '{name}' is no format; {nearest(name, EXPORTS)}")
-    done = []
-    for name in formats or [name for name in EXPORTS if name != "netx"]:
-        notes: list[str] = []
-        done.append(EXPORTS[name](config, folder, notes.append))
-        progress(f"export: {name}", 1, 1, "".join(notes) if done[-1] else "done before, unchanged")
-    return any(done)
-
-
-def _export_onnx(config: Config, folder: RunFolder, note: Callable[[str], None]) -> bool:
-    network_file = folder.require(NETWORK, "quantize")
-
-    def work() -> None:
-        from deploy.onnx import files, graph, integer
-        from quantize import integer_network
-
-        network = integer_network.load(network_file)
-        step = integer.build(network)
-        about = integer.about(network, step)
-        files.save(graph.step_model(step, about), folder.path / STEP)
-        files.save(graph.scan_model(step, about), folder.path / SCAN)
-
-    return folder.step("export: onnx", [], [network_file], [STEP, SCAN], work)
-
-
-def _export_onnx_float(config: Config, folder: RunFolder, note: Callable[[str], None]) -> bool:
-    weights = folder.require(WEIGHTS, "train")
-
-    def work() -> None:
-        from deploy.onnx import files, floats, graph
-
-        network, layers = _folded(config, weights)
-        step, about = floats.build(layers, network.input_shape), floats.about(layers)
-        files.save(graph.step_model(step, about), folder.path / FLOAT_STEP)
-        files.save(graph.scan_model(step, about), folder.path / FLOAT_SCAN)
-
-    return folder.step("export: onnx-float", _decides_network(config), [weights], [FLOAT_STEP, FLOAT_SCAN], work)
-
-
-def _export_nir(config: Config, folder: RunFolder, note: Callable[[str], None]) -> bool:
-    network_file = folder.require(NETWORK, "quantize")
-
-    def work() -> None:
-        from deploy.nir import files, graph, integer
-        from quantize import integer_network
-
-        made, rows = integer.graph_of(integer_network.load(network_file))
-        files.save(made, folder.path / NIR)
-        note(graph.in_words(rows))
-
-    return folder.step("export: nir", [], [network_file], [NIR], work)
-
-
-def _export_nir_float(config: Config, folder: RunFolder, note: Callable[[str], None]) -> bool:
-    weights = folder.require(WEIGHTS, "train")
-
-    def work() -> None:
-        from deploy.nir import files, floats, graph
-
-        network, layers = _folded(config, weights)
-        made, rows = floats.graph_of(layers, network.input_shape, 2**network.payload_bits - 1)
-        files.save(made, folder.path / FLOAT_NIR)
-        note(graph.in_words(rows))
-
-    return folder.step("export: nir-float", _decides_network(config), [weights], [FLOAT_NIR], work)
-
-
-def _export_netx(config: Config, folder: RunFolder, note: Callable[[str], None]) -> bool:
-    network_file = folder.require(NETWORK, "quantize")
-
-    def work() -> None:
-        from deploy import netx
-        from quantize import integer_network
-
-        netx.save(integer_network.load(network_file), folder.path / NETX)
-        note("run it with reset_offset=1")
-
-    return folder.step("export: netx", [], [network_file], [NETX], work)
-
-
-EXPORTS = {
-    "onnx": _export_onnx,
-    "onnx-float": _export_onnx_float,
-    "nir": _export_nir,
-    "nir-float": _export_nir_float,
-    "netx": _export_netx,
-}
-
-
-def _folded(config: Config, weights: Path) -> tuple[SpikingNetwork, tuple[FoldedLayer, ...]]:
-    """The trained network of that file, and its folded layers."""
-    from quantize.fold import fold
-    from train.checkpoint import load_weights
-
-    network = _network(config)
-    load_weights(network, weights)
-    return network, fold(network)
-
-
 def lava_options(config: Config) -> LavaOptions:
     from deploy.lava.backend import LavaOptions
 
     chosen = config.deploy
     return LavaOptions(chosen.target, chosen.lanes, chosen.deadline, chosen.python, chosen.convolution)
-
-
-def prepare(config: Config) -> tuple[SpikingNetwork, Dataset, Encoding, Training]:
-    """What `fit` trains, on what and how. Raises UserError where these do not fit each other."""
-    return _network(config), _dataset(config), _encoding(config), _training(config)
-
-
-def decides_training(config: Config) -> list[Any]:
-    """All of a configuration that decides the trained weights, as JSON data."""
-    of_integers = [asdict(config.quantize)] if config.train.aware_epochs else []
-    return [*_decides_network(config), asdict(config.train), *of_integers]
-
-
-def _decides_network(config: Config) -> list[Any]:
-    """All of a configuration, beside the weights, that decides the trained network and what it is shown: of a model not
-    its name, but what it is."""
-    if not config.network.model:
-        return [config.seed, _data(config), _own(config.network)]
-    from train.frameworks.finding import identity
-
-    return [config.seed, _data(config), identity(_taken(config)[0])]
-
-
-def _data(config: Config) -> dict[str, Any]:
-    """What of the data decides a result: all but where it is kept meanwhile."""
-    return {key: value for key, value in asdict(config.data).items() if key != "cache"}
-
-
-def _dataset(config: Config) -> Dataset:
-    from train.datasets import load
-
-    data = config.data
-    return load(data.dataset, data.folder, data.cache, data.validation, data.pool)
-
-
-def _encoding(config: Config) -> Encoding:
-    from train.encoding import Encoding
-
-    data = config.data
-    return Encoding(
-        data.encoding, data.steps, data.bits, config.seed, data.bins, data.window_us, data.augment, data.direct
-    )
-
-
-def _training(config: Config) -> Training:
-    from train.training import Training
-
-    return Training(**asdict(config.train), seed=config.seed)
-
-
-def _network(config: Config) -> SpikingNetwork:
-    """The network of the configuration before any training. Raises UserError where it does not fit the data set."""
-    dataset = _dataset(config)
-    if config.network.model:
-        what, network = f"network.model: '{config.network.model}'", _taken(config)[0]
-    else:
-        what, network = _built(config, dataset)
-    ends_with = network.stages[-1].output_shape
-    if ends_with != (dataset.classes,):
-        raise UserError(
-            f"{what} ends with {ends_with[0]} neurons, but '{dataset.name}' has {dataset.classes} classes; end it with "
-            f"{dataset.classes}."
-        )
-    return network
-
-
-def _built(config: Config, dataset: Dataset) -> tuple[str, SpikingNetwork]:
-    """What says the architecture, and the untrained network that has it."""
-    from train.architecture import build
-    from train.encoding import encode
-    from train.neurons import LIF
-    from train.presets import expand
-
-    encoding, settings = _encoding(config), _own(config.network)
-    shape = tuple(encode(dataset.train.values[:1], np.arange(1), encoding).shape[2:])
-    notation = expand(settings.pop("architecture"), shape, dataset.classes)
-    readout = settings.pop("readout")
-    network = build(
-        notation,
-        shape,
-        neuron=lambda: LIF(**settings),
-        payload_bits=encoding.payload_bits,
-        readout=readout,
-        input_is_bias=encoding.input_is_bias,
-        seed=config.seed,
-    )
-    return f"network.architecture: '{notation}'", network
-
-
-def _taken(config: Config) -> tuple[SpikingNetwork, list[Difference]]:
-    """The network that the model is, in the way in which it is deployed, and how its neurons differ from its own."""
-    from train.frameworks.stock import as_stock
-
-    found = _found(config.network.model, config.data, config.seed)
-    if config.network.way == "exact":
-        return copy.deepcopy(found.network), found.differences
-    return as_stock(found.network, found.differences)
-
-
-@cache
-def _found(model: str, data: DataConfig, seed: int) -> Found:
-    """The model, watched on the first samples by which the data are calibrated. Raises UserError as `find` and `take`
-    do, naming the model."""
-    from train.frameworks.finding import find, take
-    from train.trainer import calibration_inputs
-
-    config = Config(seed, data)
-    module, dataset, encoding = find(model), _dataset(config), _encoding(config)
-    if encoding.input_is_bias:
-        raise UserError(
-            "data.direct = 'bias' with network.model: no model is made for input as a bias; set data.direct = 'graded'"
-        )
-    inputs = calibration_inputs(dataset, encoding)[:, :WATCHED_SAMPLES]
-    try:
-        return take(module, inputs, encoding.payload_bits)
-    except UserError as error:
-        shape = ", ".join(map(str, ("T", "B", *inputs.shape[2:])))
-        raise UserError(f"network.model = '{model}' on {dataset.name}, input [{shape}]: {error}") from error
-
-
-def _own(network: NetworkConfig) -> dict[str, Any]:
-    """What a configuration says of a network that is no model from elsewhere."""
-    return {key: value for key, value in asdict(network).items() if key not in ("model", "way")}
 
 
 def _recording_file(backend: str) -> str:

@@ -39,7 +39,7 @@ from quantize.sensitivity import (
     smallest_reaching,
     stored_bits,
 )
-from run import stages
+from run import building, files, stages
 from run.sensitivity import search
 from train.network import SpikingNetwork
 
@@ -249,7 +249,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def told(run: Path) -> dict[str, Any]:
-    return json.loads((run / stages.SENSITIVITY).read_text())
+    return json.loads((run / files.SENSITIVITY).read_text())
 
 
 @pytest.fixture
@@ -277,9 +277,9 @@ def test_widths_are_chosen_on_the_validation_part_within_the_budget(finished: Pa
 
 
 def test_the_test_part_is_never_looked_at(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = stages._dataset
+    original = building.dataset_of
     monkeypatch.setattr(stages, "_dataset", lambda config: replace(original(config), test=None))
-    (run / stages.SENSITIVITY).unlink()
+    (run / files.SENSITIVITY).unlink()
     assert pipeline("sensitivity", "--out", run).returncode == 0
 
 
@@ -287,7 +287,7 @@ def test_the_printed_command_runs_the_chosen_widths(run: Path) -> None:
     done = pipeline("sensitivity", "--out", run, "--accuracy", "0.5")
     (line,) = [line for line in done.stdout.splitlines() if "per_layer" in line]
     assert line == told(run)["use"]
-    assert line in (run / stages.SENSITIVITY_PAGE).read_text()
+    assert line in (run / files.SENSITIVITY_PAGE).read_text()
     python = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT))}/pipeline.py"
     words = ["bash", "-c", line.replace("uv run pipeline.py", python)]
     ran = subprocess.run(words, capture_output=True, text=True, timeout=300)
@@ -327,7 +327,7 @@ def test_other_weights_are_measured_anew(run: Path, runs_of_the_engine: list[Int
 
 def test_what_was_measured_before_a_stop_is_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, left = engine.run, [5]
-    (run / stages.SENSITIVITY).unlink()
+    (run / files.SENSITIVITY).unlink()
 
     def stopping(network: IntegerNetwork, inputs: np.ndarray) -> Recording:
         left[0] -= 1
@@ -346,11 +346,11 @@ def test_what_was_measured_before_a_stop_is_kept(run: Path, monkeypatch: pytest.
 
 
 def test_the_page_shows_every_layer_at_every_width(finished: Path) -> None:
-    page = (finished / stages.SENSITIVITY_PAGE).read_text()
+    page = (finished / files.SENSITIVITY_PAGE).read_text()
     assert "142 samples of the validation part" in page
     by_key = {tuple(found["allocation"].values()): found for found in told(finished)["measured"]}
     assert f"| dense2 | {100 * by_key[8, 8]['divergence']:.3g} | {100 * by_key[8, 7]['divergence']:.3g} |" in page
-    for name in stages.SENSITIVITY_PICTURES:
+    for name in files.SENSITIVITY_PICTURES:
         assert f"({Path(name).name})" in page
         drawing = ElementTree.parse(finished / name).getroot()
         words = " ".join("".join(text.itertext()) for text in drawing.iter("{http://www.w3.org/2000/svg}text"))

@@ -24,7 +24,7 @@ from quantize import engine, recording, reference
 from quantize.calibration import calibrate
 from quantize.fidelity import fidelity
 from quantize.scales import quantize
-from run import stages
+from run import building, stages
 from run.config import Config
 from train.datasets import Samples
 from train.encoding import Encoding, batches, encode_all
@@ -57,13 +57,13 @@ def measure(config: Config, folder: Path, progress: Progress) -> dict[str, Any]:
     the share of neuron-steps inside the surrogate's window, on the held-out samples. Raises UserError as training and
     quantization do.
     """
-    network, dataset, encoding, training = stages.prepare(config)
+    network, dataset, encoding, training = building.prepare(config)
 
     def show(batch: dict[str, Any]) -> None:
         done, total, note = stages.of_batch(batch)
         progress(done, total + 1, note)  # the last step is what follows the training
 
-    epochs = fit(network, dataset, encoding, training, folder, show, aware=stages.aware(config))
+    epochs = fit(network, dataset, encoding, training, folder, show, aware=building.aware(config))
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     test = dataset.test
     layers = calibrate(network, calibration_inputs(dataset, encoding), config.quantize)

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from base.errors import UserError, nearest
+from run import building, stages
 from run import config as configuration
-from run import stages
 from run.config import Config
 
 SEEDS = 5
@@ -46,7 +46,7 @@ class Cell:
     @cached_property
     def key(self) -> str:
         """Names the cell by all that decides its result, so that a changed configuration makes new cells, no others."""
-        decides = [CELL_FORMAT, stages.decides_training(self.config), asdict(self.config.quantize)]
+        decides = [CELL_FORMAT, building.decides_training(self.config), asdict(self.config.quantize)]
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from run import stages
+from run import files
 from run.comparison.plan import Cell
 
 # The last two are what an optimizer and the digits import when they are first made.
@@ -36,7 +36,7 @@ def load(cells: Iterable[Cell], folder: Path) -> Measured:
     return {key: json.loads(file.read_text(encoding="utf-8")) for key, file in files.items() if file.is_file()}
 
 
-def make(cells: Iterable[Cell], folder: Path, jobs: int, progress: stages.Progress) -> dict[str, str]:
+def make(cells: Iterable[Cell], folder: Path, jobs: int, progress: files.Progress) -> dict[str, str]:
     """Make the cells that are not there yet, `jobs` at a time; a sentence for each that failed, by its key.
 
     Every cell's file is whole or not there, and a training that was stopped goes on after its last epoch.

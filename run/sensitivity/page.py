@@ -13,10 +13,10 @@ import numpy as np
 from base.files import write_json, write_text
 from quantize.grids import BITS, TERNARY, Bits
 from quantize.sensitivity import Measured, front
+from run.files import SENSITIVITY, SENSITIVITY_PAGE, SENSITIVITY_PICTURES
 from run.markdown import line
 from run.sensitivity import pictures
 from run.sensitivity.search import UNITS, size_text
-from run.stages import SENSITIVITY, SENSITIVITY_PAGE, SENSITIVITY_PICTURES
 
 LAYERS, FRONT = SENSITIVITY_PICTURES
 WIDTHS: tuple[Bits, ...] = tuple(sorted(BITS, key=lambda bits: -2.5 if bits == TERNARY else -int(bits)))

@@ -26,7 +26,7 @@ from quantize.sensitivity import (
     smallest_reaching,
     stored_bits,
 )
-from run.stages import Progress
+from run.files import Progress
 
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}
 
