@@ -100,7 +100,7 @@ PRECISIONS = [
     st.sampled_from(PRECISIONS),
     st.integers(0, 99),
 )
-@settings(max_examples=60)
+@settings(max_examples=45)
 def test_what_runs_in_training_is_what_is_quantized_spike_by_spike(
     notation: str, neuron: dict[str, Any], readout: str, payload_bits: int, precision: Precision, seed: int
 ) -> None:
