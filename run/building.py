@@ -17,11 +17,11 @@ from run.config import Config, DataConfig, NetworkConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from base.differences import Difference
     from quantize.folded import FoldedLayer
     from train.datasets import Dataset
     from train.encoding import Encoding
     from train.frameworks.finding import Found
-    from train.frameworks.importing import Difference
     from train.network import SpikingNetwork
     from train.training import Training
 

@@ -9,11 +9,11 @@ import torch
 from snntorch import surrogate
 from torch import nn
 
+from base.differences import Difference, table
 from base.errors import UserError
 from quantize import engine, reference
 from quantize.fold import fold
 from quantize.scales import quantize
-from train.frameworks.importing import Difference, table
 from train.frameworks.snntorch import from_snntorch
 
 STEPS, SAMPLES, INPUTS, HIDDEN = 100, 4, 12, 9

@@ -8,7 +8,8 @@ from typing import Any
 
 import nir
 
-from deploy.nir.graph import Difference, build, told, unsaid
+from base.differences import Difference
+from deploy.nir.graph import build, told, unsaid
 from quantize.folded import FoldedLayer
 
 

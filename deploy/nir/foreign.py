@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from base.differences import Difference
 from base.errors import UserError, nearest
 from deploy import hdf5
-from deploy.nir.graph import DT, FORMAT, LEAST_LEAK, Difference
+from deploy.nir.graph import DT, FORMAT, LEAST_LEAK
 from deploy.nir.ways import PASS, ROUNDED, Node, Way, as_weights, by_row, over_rows, shared, span
 from quantize import arithmetic as rules
 from quantize.folded import FoldedConnection, FoldedLayer

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import nir
 import numpy as np
 
+from base.differences import Difference
 from base.errors import UserError
 from quantize.folded import FoldedConnection, FoldedLayer
 from quantize.integer_network import INPUT
@@ -29,17 +30,6 @@ FORMAT, FORMAT_VERSION = "spikeproof-nir", 1
 OUTPUT = "output"
 DT = 1e-4  # seconds: snnTorch's, which NIR itself does not know
 LEAST_LEAK = 2.0**-24  # of tau = dt / leak where nothing leaks: less than float32 can lose in a step
-
-
-@dataclass(frozen=True)
-class Difference:
-    """What a population's neurons do otherwise on the two sides of a NIR file, and what follows from that."""
-
-    population: str
-    what: str
-    theirs: str
-    ours: str
-    consequence: str
 
 
 def build(layers: Sequence[FoldedLayer], input_shape: Sequence[int], about: dict[str, Any]) -> nir.NIRGraph:

@@ -15,7 +15,8 @@ from typing import Any
 import nir
 import numpy as np
 
-from deploy.nir.graph import Difference, build, grouped, told, unsaid, weights_name
+from base.differences import Difference
+from deploy.nir.graph import build, grouped, told, unsaid, weights_name
 from quantize import arithmetic as rules
 from quantize.folded import FoldedConnection, FoldedLayer
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population, pack, unpack

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from base.differences import Difference
 from base.errors import UserError, nearest
-from train.frameworks.importing import Difference, Framework, emitted, imported
+from train.frameworks.importing import Framework, emitted, imported
 from train.network import SpikingNetwork
 
 FRAMEWORKS = ("snntorch", "spikingjelly", "norse")  # the packages that their classes come from

@@ -11,24 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from base.differences import Difference
 from base.errors import UserError
 from train.frameworks.watching import Origin, Watched, Ways, watch
 from train.network import SpikingNetwork
 from train.neurons import LIF
 from train.parts import NORMS, Readout, Recurrent, running_affine
 from train.wiring import Norm
-
-
-@dataclass(frozen=True)
-class Difference:
-    """What a population's neurons do otherwise in their framework than in a plain LIF of this project (or than stock
-    Lava can), how it is said here, and what follows from that."""
-
-    population: str
-    what: str
-    theirs: str
-    ours: str
-    consequence: str
 
 
 @dataclass
@@ -109,13 +98,6 @@ def emitted(module: nn.Module, inputs: Tensor, framework: Framework, payload_bit
     module = _prepared(module, framework)
     watched = watch(module, _shown(inputs, payload_bits), *_parts(module, framework), framework.ways)
     return list(watched.rasters.values())
-
-
-def table(differences: Iterable[Difference]) -> str:
-    """The differences as a table in Markdown."""
-    columns = ("population", "what", "theirs", "ours", "consequence")
-    rows = [columns, ("---",) * len(columns), *(tuple(vars(row)[column] for column in columns) for row in differences)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _prepared(module: nn.Module, framework: Framework) -> nn.Module:

@@ -20,8 +20,9 @@ from norse.torch.functional.reset import reset_subtract, reset_value
 from norse.torch.module.snn import SNN, SNNCell, SNNRecurrent, SNNRecurrentCell
 from torch import Tensor, nn
 
+from base.differences import Difference
 from base.errors import UserError
-from train.frameworks.importing import Difference, Framework, Translation, imported, reset_rows
+from train.frameworks.importing import Framework, Translation, imported, reset_rows
 from train.frameworks.watching import Ways
 from train.network import SpikingNetwork
 from train.neurons import LIF

@@ -19,8 +19,9 @@ import numpy as np
 from spikingjelly.activation_based import base, functional, layer, neuron
 from torch import Tensor, nn
 
+from base.differences import Difference
 from base.errors import UserError
-from train.frameworks.importing import Difference, Framework, Translation, fixed_row, imported, reset_rows
+from train.frameworks.importing import Framework, Translation, fixed_row, imported, reset_rows
 from train.frameworks.watching import Ways
 from train.network import SpikingNetwork
 from train.neurons import LIF

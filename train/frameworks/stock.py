@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from train.frameworks.importing import Difference
+from base.differences import Difference
 from train.network import SpikingNetwork
 from train.neurons import LIF
 
