@@ -24,6 +24,7 @@ NEEDS_TORCH = {
     "quantize.fold",
     "quantize.scales",
     "quantize.sensitivity",
+    "quantize.unfold",
 }
 
 
