@@ -3,10 +3,12 @@ that a synapse behind pooling becomes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+
+from quantize.integer_network import INPUT
 
 Pair = tuple[int, int]
 
@@ -76,3 +78,17 @@ def depthwise(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Every channel by itself: kernel [C, 1, kh, kw] and its geometry."""
     return kernel, {"stride": stride, "padding": padding, "dilation": dilation, "groups": len(kernel)}
+
+
+def with_input_scaled(layers: tuple[FoldedLayer, ...], unit: float) -> tuple[FoldedLayer, ...]:
+    """Layers whose weights from the input are so many times as large."""
+    return tuple(
+        replace(
+            layer,
+            connections=tuple(
+                replace(joined, weight=joined.weight * unit) if joined.source == INPUT else joined
+                for joined in layer.connections
+            ),
+        )
+        for layer in layers
+    )

@@ -96,38 +96,61 @@ def _built(config: Config, dataset: Dataset) -> tuple[str, SpikingNetwork]:
 
 def _own(network: NetworkConfig) -> dict[str, Any]:
     """What a configuration says of a network that is no model from elsewhere."""
-    return {key: value for key, value in asdict(network).items() if key not in ("model", "way")}
+    return {key: value for key, value in asdict(network).items() if key not in ("model", "way", "dt")}
 
 
 def taken_of(config: Config) -> tuple[SpikingNetwork, list[Difference]]:
     """The network that the model is, in the way in which it is deployed, and how its neurons differ from its own."""
     from train.frameworks.stock import as_stock
 
-    found = found_of(config.network.model, config.data, config.seed)
+    found = found_of(config.network, config.data, config.seed)
     if config.network.way == "exact":
         return copy.deepcopy(found.network), found.differences
     return as_stock(found.network, found.differences)
 
 
 @cache
-def found_of(model: str, data: DataConfig, seed: int) -> Found:
-    """The model, watched on the first samples by which the data are calibrated. Raises UserError as `find` and `take`
-    do, naming the model."""
+def found_of(network: NetworkConfig, data: DataConfig, seed: int) -> Found:
+    """The model, watched on the first samples by which the data are calibrated, or read from a NIR file. Raises
+    UserError as `find` and `take`, or `foreign.read` and `unfold.network_of`, do, naming the model."""
     from train.frameworks.finding import find, take
     from train.trainer import calibration_inputs
 
     config = Config(seed, data)
-    module, dataset, encoding = find(model), dataset_of(config), encoding_of(config)
+    dataset, encoding = dataset_of(config), encoding_of(config)
     if encoding.input_is_bias:
         raise UserError(
             "data.direct = 'bias' with network.model: no model is made for input as a bias; set data.direct = 'graded'"
         )
     inputs = calibration_inputs(dataset, encoding)[:, :WATCHED_SAMPLES]
+    shape = tuple(inputs.shape[2:])
+    if network.model.endswith(".nir"):
+        return _read(network, shape, encoding.payload_bits)
+    module = find(network.model)
     try:
         return take(module, inputs, encoding.payload_bits)
     except UserError as error:
-        shape = ", ".join(map(str, ("T", "B", *inputs.shape[2:])))
-        raise UserError(f"network.model = '{model}' on {dataset.name}, input [{shape}]: {error}") from error
+        told = ", ".join(map(str, ("T", "B", *shape)))
+        raise UserError(f"network.model = '{network.model}' on {dataset.name}, input [{told}]: {error}") from error
+
+
+def _read(chosen: NetworkConfig, shape: tuple[int, ...], payload_bits: int) -> Found:
+    """The network of a NIR file, for input of that shape."""
+    from deploy.nir import foreign
+    from quantize.folded import with_input_scaled
+    from quantize.unfold import network_of as unfolded
+    from train.frameworks.finding import Found
+
+    file = Path(chosen.model)
+    found = foreign.read(file, chosen.dt, chosen.reset)
+    if np.prod(found.input_shape) != np.prod(shape):
+        raise UserError(
+            f"{file}: takes input of shape {list(found.input_shape)}, and is given {list(shape)}; choose the data that "
+            "it was trained on."
+        )
+    layers = with_input_scaled(found.layers, 1 / (2**payload_bits - 1))
+    network = unfolded(layers, shape if len(found.input_shape) == 1 else found.input_shape, payload_bits)
+    return Found(network, None, network, list(found.differences))
 
 
 def folded_of(config: Config, weights: Path) -> tuple[SpikingNetwork, tuple[FoldedLayer, ...]]:

@@ -53,9 +53,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """model: empty, or a module that was trained elsewhere, "my_module:net" (`train/frameworks/finding.py`): then an
-    architecture and all that follows it here mean nothing. way: of a model, whether its neurons stay as they are
-    ("exact") or become those that stock Lava has ("converted").
+    """model: empty, or a network that was trained elsewhere: a module, "my_module:net" (`train/frameworks/finding.py`),
+    or a NIR file, "theirs.nir": then an architecture and all that follows it here mean nothing, but for reset, which a
+    NIR file leaves open. way: of a model, whether its neurons stay as they are ("exact") or become those that stock
+    Lava has ("converted"). dt: of a NIR file, the seconds of a step.
 
     architecture: the papers' notation, after the input, or the name of a preset ("mlp", "conv-small", "vggsnn",
     "ms-resnet"). readout: whether the last layer spikes or is read as "current". alpha, beta: shares of current and
@@ -66,6 +67,7 @@ class NetworkConfig:
 
     model: str = ""
     way: str = "exact"
+    dt: float = 1e-4
     architecture: str = "64-10"
     readout: str = "spikes"
     alpha: float = 0.0

@@ -304,7 +304,7 @@ def ways(config: Config, folder: RunFolder, progress: Progress) -> bool:
         from train.checkpoint import load_weights
         from train.frameworks.stock import as_stock
 
-        found = building.found_of(config.network.model, config.data, config.seed)
+        found = building.found_of(config.network, config.data, config.seed)
         networks = {"exact": found.network}
         converted, changes = as_stock(found.network)
         if changes:

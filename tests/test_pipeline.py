@@ -26,11 +26,21 @@ import torch
 
 import pipeline as command_line
 from deploy.nir import files as nir_files
+from deploy.nir import floats as nir_floats
 from deploy.nir import foreign
 from deploy.onnx import files
 from quantize import held_out, integer_network, recording, reference
 from quantize.arithmetic import LOIHI_LIF_V1
+from quantize.calibration import calibrate
+from quantize.fold import fold
+from quantize.grids import Precision
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
+from quantize.scales import quantize
+from train.architecture import build
+from train.datasets import load
+from train.encoding import Encoding
+from train.neurons import LIF
+from train.trainer import calibration_inputs
 
 ROOT = Path(__file__).parent.parent
 QUICK = ("--set", "data.steps=6", "--set", "train.epochs=3", "--set", "network.architecture=16-10")
@@ -555,6 +565,25 @@ def test_a_run_follows_what_a_model_is_and_not_its_name(elsewhere: Callable[...,
     assert weights.stat().st_mtime_ns == before
     assert pipeline(*deploy, f"{second}:other").returncode == 0
     assert weights.stat().st_mtime_ns != before
+
+
+def test_a_network_from_a_nir_file_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = build("12-10", (1, 8, 8), neuron=lambda: LIF(beta=0.5, reset="soft"), seed=2).eval()
+    graph, _ = nir_floats.graph_of(fold(network), network.input_shape, 1)
+    graph.metadata.clear()  # as a file from elsewhere
+    nir_files.save(graph, tmp_path / "theirs.nir")
+    command = ("deploy", "--model", "theirs.nir", "--out", "run", *SHORT, *NO_LAVA, "--set", "network.reset=soft")
+    assert pipeline(*command).returncode == 0
+    network_of_run = integer_network.load(Path("run/quantize/network.npz"))
+    layers = calibrate(network, calibration_inputs(load("digits"), Encoding("rate", 6)), Precision())
+    expected, _ = quantize(layers, (1, 8, 8), 1)
+    for name in expected.order:
+        assert np.array_equal(expected.into(name)[0].weight, network_of_run.into(name)[0].weight)
+        assert network_of_run[name].reset == "soft"
+    assert "reset" in {row["what"] for row in json.loads(Path("run/differences.json").read_text())}
+    row, converted = json.loads(Path("run/ways.json").read_text())
+    assert (row["way"], row["spikes that differ"], converted["way"]) == ("exact", 0, "converted")
 
 
 def test_a_converted_model_is_trained_further_and_deployed_on_stock_neurons(elsewhere: Callable[..., str]) -> None:
