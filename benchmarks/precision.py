@@ -73,7 +73,9 @@ def main() -> None:
     parser.add_argument("--few-epochs", type=int, help="of aware training at 2 bits and fewer")
     parser.add_argument("--few-learning-rate", type=float, default=3e-3)
     parser.add_argument("--set", action="append", default=[], help="change one key of the configuration")
+    parser.add_argument("--name", help="of the section on the page. Default: the configuration's")
     chosen = parser.parse_args()
+    name = chosen.name or chosen.config.stem
     few = {"aware_epochs": chosen.few_epochs or chosen.aware_epochs, "aware_learning_rate": chosen.few_learning_rate}
     more = {"aware_epochs": chosen.aware_epochs, "aware_learning_rate": chosen.aware_learning_rate}
     aware = {bits: few if bits in FEW else more for bits in WIDTHS}
@@ -81,9 +83,9 @@ def main() -> None:
     for seed in range(chosen.seeds):
         config = configuration.read(chosen.config, [*chosen.set, f"seed={seed}"])
         config = replace(config, deploy=replace(config.deploy, backends=BACKENDS))
-        seeds.append(measure(config, aware, RUNS / chosen.config.stem / str(seed)))
+        seeds.append(measure(config, aware, RUNS / name / str(seed)))
     command = f"uv run python -m benchmarks.precision {shlex.join(sys.argv[1:])}"
-    write_json(PAGE / f"{chosen.config.stem}.json", {"command": command, "seeds": seeds})
+    write_json(PAGE / f"{name}.json", {"command": command, "seeds": seeds})
     write_page(PAGE)
 
 
