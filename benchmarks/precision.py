@@ -50,8 +50,9 @@ INTRODUCTION = """\
 # What fewer bits cost
 
 Each section is written by the command at its top, on the processor, without a GPU. Accuracy is in per cent of all
-held-out samples, the mean over seeds, with every seed in brackets where there are several; nothing was chosen by these
-samples. One sample is {one}.
+held-out samples, the mean over seeds, with every seed in brackets where there are several. The float recipes are those
+of the examples; how long aware training goes on was settled with numbers like these in view. One sample is
+{one}.
 
 * **rounded**: the trained float network, quantized as `pipeline.py quantize` does (`calibration = "membrane"`).
 * **aware**: the same weights trained on with the integers in the forward pass, scales learned; for the epochs and with
@@ -60,7 +61,9 @@ samples. One sample is {one}.
   bias by the same scale (`calibration = "max"`).
 * **1/64 grid**: the same float network on lava-dl's grid, one step of 2/64 for all weights of all layers, threshold
   64 x as a whole number (its `quantize_8bit` without its training). Graded input is scaled to the grid's best use.
-* **equal**: whether all of {backends} fired the same spikes, in every pair, for rounded and for aware.
+* **equal**: whether all of
+  {backends}
+  fired the same spikes, in every pair, for rounded and for aware: samples, and spikes compared.
 """
 
 
@@ -201,7 +204,7 @@ def page(found: dict[str, Any]) -> Iterator[str]:
         yield f"## {name}\n\n    {result['command']}\n"
         shown = ", ".join(f"{100 * seed['float']:.2f}" for seed in seeds)
         yield f"Float: {mean(seed['float'] for seed in seeds)} %" + (f" ({shown})" if len(seeds) > 1 else "") + "\n"
-        yield "| bits | rounded | aware | aware − float | largest weight | 1/64 grid | equal: samples, spikes |"
+        yield "| bits | rounded | aware | aware − float | largest weight | 1/64 grid | equal |"
         yield "|---|---:|---:|---:|---:|---:|---:|"
         for bits in map(str, WIDTHS):
             columns = [each(seed[way][bits]["integer"] for seed in seeds) for way in ("rounded", "aware", "max")]
