@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -18,6 +20,8 @@ from base.files import whole_file
 
 Arrays = dict[str, np.ndarray]
 Header = dict[str, Any]
+
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes that this machine has
 
 
 def content_hash(header: Header, arrays: Arrays) -> str:
@@ -43,16 +47,26 @@ def write(path: Path, header: Header, arrays: Arrays) -> None:
 def read(path: Path, kind: str, version: int, written_by: str) -> tuple[Header, Arrays]:
     """Header and arrays of a file of that format and version; `written_by` is the command that makes such a file.
 
-    Raises UserError for a file that is missing, cut, foreign, of another version, or changed since it was written.
+    Raises UserError for a file that is missing, cut, foreign, of another version, or changed since it was written, and
+    before any of it is unpacked for one that no memory holds.
     """
     path = Path(path)
     again = f"write it again with 'pipeline.py {written_by}'"
     try:
+        with ZipFile(path) as packed:
+            unpacked = sum(member.file_size for member in packed.infolist())
+        if unpacked > MEMORY:
+            raise UserError(
+                f"{path}: unpacks to {unpacked:,} bytes, more than the {MEMORY:,} that this machine has; give a "
+                "smaller one."
+            )
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         header = json.loads(arrays.pop("header").tobytes())
         found = (header["format"], header["version"])
         claimed = header.pop("sha256")
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; 'pipeline.py {written_by}' writes it.") from None
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -333,6 +334,14 @@ class TestBrokenFiles:
     def test_a_header_that_describes_no_network(self, saved: Path) -> None:
         archive.write(saved, {"format": "spikeproof-network", "version": 1, "arithmetic": "loihi-lif-v1"}, {})
         assert "its header describes no spikeproof-network" in self.refused(saved)
+
+    def test_a_file_that_unpacks_to_more_than_any_memory(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with zipfile.ZipFile(saved, "a", zipfile.ZIP_DEFLATED) as bomb:
+            bomb.writestr("connection/9/weight.npy", bytes(10_000_000))
+        assert saved.stat().st_size < 100_000
+        monkeypatch.setattr(archive, "MEMORY", 10_000_000)
+        monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("was unpacked"))
+        assert re.search(r"unpacks to 10,\d{3},\d{3} bytes, more than the 10,000,000", self.refused(saved))
 
     def test_tampered(self, saved: Path) -> None:
         with np.load(saved) as stored:
