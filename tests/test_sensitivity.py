@@ -39,7 +39,7 @@ from quantize.sensitivity import (
     smallest_reaching,
     stored_bits,
 )
-from run import building, files, stages
+from run import building, files
 from run.sensitivity import search
 from train.network import SpikingNetwork
 
@@ -278,7 +278,7 @@ def test_widths_are_chosen_on_the_validation_part_within_the_budget(finished: Pa
 
 def test_the_test_part_is_never_looked_at(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = building.dataset_of
-    monkeypatch.setattr(stages, "_dataset", lambda config: replace(original(config), test=None))
+    monkeypatch.setattr(building, "dataset_of", lambda config: replace(original(config), test=None))
     (run / files.SENSITIVITY).unlink()
     assert pipeline("sensitivity", "--out", run).returncode == 0
 
