@@ -49,6 +49,19 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
+def read_bytes(path: Path, most: int, missing: str, smaller: str) -> bytes:
+    """All of a file of at most so many bytes. Raises UserError for one that cannot be read, `missing` being the way
+    out, or is larger, `smaller` being what to give less of."""
+    try:
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= most else b""
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}; {missing}.") from error
+    if size > most:
+        raise UserError(f"{path}: has {size:,} bytes, above the {most:,} that are read; give a smaller {smaller}.")
+    return data
+
+
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()

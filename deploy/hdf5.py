@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from base.errors import UserError
+from base.files import read_bytes
 
 Tree = dict[str, Any]  # groups as dictionaries, datasets as NumPy arrays or scalars, text as str or lists of it
 
@@ -25,13 +26,7 @@ def read(path: Path, kind: str) -> Tree:
     """All of a file of that kind. Raises UserError for one that is missing, too large, cut or foreign, and for whatever
     in it is not plain numbers and text of its own."""
     path = Path(path)
-    try:
-        size = path.stat().st_size
-        data = path.read_bytes() if size <= FILE_MAX else b""
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}; name an existing file.") from error
-    if size > FILE_MAX:
-        raise UserError(f"{path}: has {size:,} bytes, above the {FILE_MAX:,} that are read; give a smaller file.")
+    data = read_bytes(path, FILE_MAX, "name an existing file", "file")
     try:
         return parse(data, path)
     except UserError:

@@ -23,9 +23,9 @@ import numpy as np
 from base.errors import UserError
 from base.files import whole_file
 from quantize import arithmetic as rules
+from quantize.grids import NETX_BIAS_EXPONENT
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 
-BIAS_EXPONENT = 6  # netx's, of every bias
 KEY = ", or quantize with quantize.netx = true"
 
 
@@ -115,10 +115,12 @@ def _bias(population: Population) -> np.ndarray | None:
     if not population.bias.any():
         return None
     what, bias = f"population '{population.name}'", np.broadcast_to(population.bias, population.shape)
-    lost = bias % (1 << BIAS_EXPONENT)
-    mantissas, half = bias >> BIAS_EXPONENT, 1 << (rules.BIAS_BITS - 1)
+    lost = bias % (1 << NETX_BIAS_EXPONENT)
+    mantissas, half = bias >> NETX_BIAS_EXPONENT, 1 << (rules.BIAS_BITS - 1)
     if lost.any():
-        _refuse(what, f"has a bias of {bias[lost != 0][0]}, but netx has multiples of {1 << BIAS_EXPONENT} alone", KEY)
+        _refuse(
+            what, f"has a bias of {bias[lost != 0][0]}, but netx has multiples of {1 << NETX_BIAS_EXPONENT} alone", KEY
+        )
     if (mantissas < -half).any() or (mantissas >= half).any():
         _refuse(what, f"has biases from {bias.min()} to {bias.max()}, beyond the mantissas {-half}..{half - 1} of netx")
     rows = mantissas.reshape(len(mantissas), -1)

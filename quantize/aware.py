@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from base.errors import UserError
-from quantize.arithmetic import CURRENT_DECAY_OFFSET, DECAY_UNITY, STATE_LIMIT, STATE_SHIFT
+from quantize.arithmetic import STATE_LIMIT, STATE_SHIFT
 from quantize.calibration import calibrate
 from quantize.fold import FoldedLayer, fold, pooling, unfolded
 from quantize.grids import EIGHT_BITS, Bits, Precision, levels
@@ -78,16 +78,13 @@ class AwareNetwork(SpikingNetwork):
 
     def _clips(self, layers: tuple[FoldedLayer, ...]) -> nn.ParameterDict:
         """The clips of all that can be learned, as parameters; none is 0."""
-        clips = {layer.name: np.stack([np.asarray(c.clip) for c in layer.connections]) for layer in layers}
-        learned = self.precision.scales == "learned"
-        return nn.ParameterDict(
-            {
-                stage.name: nn.Parameter(torch.from_numpy(np.log2(np.where(found, found, 1.0))).float(), learned)
-                for stage in self.stages
-                if stage.neuron is not None
-                for found in [clips[stage.name]]
-            }
-        )
+        learned, clips = self.precision.scales == "learned", nn.ParameterDict()
+        for stage, layer in zip(self.stages, layers, strict=True):
+            if stage.neuron is not None:
+                found = np.stack([np.asarray(connection.clip) for connection in layer.connections])
+                logarithms = torch.from_numpy(np.log2(np.where(found, found, 1.0))).float()
+                clips[stage.name] = nn.Parameter(logarithms, learned)
+        return clips
 
     def prepared(self) -> tuple[Stage, ...]:
         """The stages with the integers of the present weights."""
@@ -141,8 +138,8 @@ class _IntegerStage(Stage):
         emitted, membrane = lif_scan(
             activation,
             bias,
-            alpha=_rounded_to(neuron.alpha, 1 - (population.decay_u + CURRENT_DECAY_OFFSET) / DECAY_UNITY),
-            beta=_rounded_to(neuron.beta, 1 - population.decay_v / DECAY_UNITY),
+            alpha=_rounded_to(neuron.alpha, population.alpha),
+            beta=_rounded_to(neuron.beta, population.beta),
             threshold=threshold,
             reset=neuron.reset,
             floor=neuron.floor,

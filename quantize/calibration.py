@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from quantize.fold import FoldedConnection, FoldedLayer, fold
+from quantize.fold import FoldedConnection, FoldedLayer, conducted, fold
 from quantize.grids import Precision, best_clip, clipped
 from quantize.integer_network import INPUT
 from quantize.scales import clips_of
@@ -66,14 +65,10 @@ def _by_membrane(layer: FoldedLayer, connection: FoldedConnection, spikes: Tenso
 def _membrane_squares(layer: FoldedLayer, connection: FoldedConnection, spikes: Tensor) -> np.ndarray:
     """Of the membranes [T, B, *shape] that one connection's currents alone leave, if no neuron ever resets: the sum of
     squares [O] of each channel."""
-    weight, maps = torch.from_numpy(connection.weight).float(), spikes.flatten(0, 1)
-    if connection.geometry:
-        current = F.conv2d(maps, weight, **connection.geometry)
-    else:
-        current = F.linear(maps.flatten(1), weight)
+    current = conducted(connection, spikes.flatten(0, 1))
     alpha, beta = (torch.as_tensor(share, dtype=torch.float32) for share in (layer.alpha, layer.beta))
     u = v = torch.zeros(layer.shape)
-    squares = torch.zeros(len(weight))
+    squares = torch.zeros(len(connection.weight))
     for arriving in current.unflatten(0, spikes.shape[:2]):
         u = alpha * u + arriving
         v = beta * v + u

@@ -13,10 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from quantize.arithmetic import CURRENT_DECAY_OFFSET, DECAY_UNITY
-from quantize.fold import FoldedLayer
+from quantize.fold import FoldedLayer, conducted
 from quantize.grids import over_rows
 from quantize.integer_network import INPUT, IntegerNetwork
 from quantize.scales import STATE_UNIT, Quantized, Row, input_biases
@@ -95,8 +93,8 @@ def _rounded(layer: FoldedLayer, made: Quantized) -> FoldedLayer:
             for floats, grid in zip(layer.connections, made.grids, strict=False)  # a bias has none
         ),
         bias=population.bias.reshape(-1) / (made.scale * STATE_UNIT),
-        alpha=1 - (population.decay_u + CURRENT_DECAY_OFFSET) / DECAY_UNITY,
-        beta=1 - population.decay_v / DECAY_UNITY,
+        alpha=population.alpha,
+        beta=population.beta,
     )
 
 
@@ -105,11 +103,7 @@ def _driven(layer: FoldedLayer, emitted: Mapping[str, Tensor]) -> _Driven:
     steps, samples = emitted[INPUT].shape[:2]
     current = torch.zeros(steps, samples, *layer.shape, dtype=torch.float64)
     for connection, spikes in zip(layer.connections, sources, strict=True):
-        weight, heard = torch.from_numpy(connection.weight), spikes[: steps - connection.delay].flatten(0, 1)
-        if connection.geometry:
-            arriving = F.conv2d(heard, weight, **connection.geometry)
-        else:
-            arriving = F.linear(heard.flatten(1), weight)
+        arriving = conducted(connection, spikes[: steps - connection.delay].flatten(0, 1))
         current[connection.delay :] += arriving.view(-1, samples, *layer.shape)
     bias = _over(layer.bias, layer)
     if layer.input_is_bias:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from base.errors import UserError
 from quantize.folded import FoldedConnection, FoldedLayer, Pair, conv_after_pooling, dense_after_pooling, depthwise
@@ -35,6 +36,14 @@ def fold(network: SpikingNetwork) -> tuple[FoldedLayer, ...]:
         return layers
     *others, output = layers
     return (*others, replace(output, time_weights=_float64(output.name, "time weight", network.time_weights)))
+
+
+def conducted(connection: FoldedConnection, maps: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Current [N, *shape] that a connection makes of maps [N, *source], in their precision; bias [O] is added."""
+    weight = torch.from_numpy(connection.weight).to(maps)
+    if connection.geometry:
+        return F.conv2d(maps, weight, bias, **connection.geometry)
+    return F.linear(maps.flatten(1), weight, bias)
 
 
 def check_alive(layers: tuple[FoldedLayer, ...], payload_bits: int) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 
 from base.errors import UserError, nearest
-from quantize.arithmetic import EXPONENT_MAX, EXPONENT_MIN, WEIGHT_MIN, WEIGHT_STEP
+from quantize.arithmetic import BIAS_EXPONENT_MAX, EXPONENT_MAX, EXPONENT_MIN, WEIGHT_MIN, WEIGHT_STEP
 
 Bits = int | str
 TERNARY = "ternary"
@@ -29,6 +29,7 @@ SCALES = ("learned", "fixed", "calibrated")
 PERCENTILE = 99.9
 # What "error" tries: quarter octaves down from the largest weight, then sixteenths around the best of them.
 COARSE, FINE = 2.0 ** (-np.arange(20) / 4), 2.0 ** (np.array([0, -3, -2, -1, 1, 2, 3]) / 16)
+NETX_BIAS_EXPONENT = 6  # of every bias in the files that lava-dl reads
 WEAKEST_CHANNEL = 16  # times weaker than the strongest: one weaker still gets no scale of its own, so thresholds fit
 
 
@@ -73,6 +74,11 @@ class Precision:
     def exponents(self) -> tuple[int, int]:
         """The least and the largest that a connection may have."""
         return (0, 0) if self.netx else (EXPONENT_MIN, EXPONENT_MAX)
+
+    @property
+    def bias_exponents(self) -> tuple[int, int]:
+        """The least and the largest that a population's bias may have."""
+        return (NETX_BIAS_EXPONENT, NETX_BIAS_EXPONENT) if self.netx else (0, BIAS_EXPONENT_MAX)
 
     def separates(self, neuron: str) -> bool:
         """Whether channels of such neurons are clipped each by itself; a readout's currents are compared, so all share

@@ -79,6 +79,16 @@ class Population:
         return self.neuron != "none"
 
     @property
+    def alpha(self) -> np.ndarray:
+        """Share of the current that is kept per step, float64, broadcasting to the shape; exact."""
+        return 1 - (self.decay_u + rules.CURRENT_DECAY_OFFSET) / rules.DECAY_UNITY
+
+    @property
+    def beta(self) -> np.ndarray:
+        """Share of the voltage that is kept per step, likewise."""
+        return 1 - self.decay_v / rules.DECAY_UNITY
+
+    @property
     def bias(self) -> np.ndarray:
         """Bias in state units, int64, broadcasting to the shape."""
         return self.bias_mant.astype(np.int64) << self.bias_exp

@@ -25,11 +25,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from base.errors import UserError
 from quantize import arithmetic as rules
-from quantize.fold import FoldedLayer
+from quantize.fold import FoldedLayer, conducted
 from quantize.grids import WITHOUT_SAMPLES, Grid, Precision, Rounded, clip_of, over_rows, rounded, steps_of
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 
@@ -39,7 +38,6 @@ BIAS_MANTISSA_MAX = (1 << (rules.BIAS_BITS - 1)) - 1
 BIASED_THRESHOLD_MAX = (rules.STATE_LIMIT - 1 - (BIAS_MANTISSA_MAX << rules.BIAS_EXPONENT_MAX)) >> rules.STATE_SHIFT
 ACTIVATION_MAX = (1 << (rules.ACTIVATION_BITS - 1)) - 1
 STATE_UNIT = 1 << rules.STATE_SHIFT
-NETX_BIAS_EXPONENT = 6  # lava-dl's, of every bias
 WEIGHT_BITS_TO_SPARE = 6  # of 8, where inputs are so wide or memory so long that no exponent alone keeps sums inside
 
 Row = dict[str, Any]
@@ -67,8 +65,17 @@ def quantize(
     Raises UserError for what no register can hold: a decay outside its 12 bits, a threshold no scale can express; and
     for a precision of layers that are not there.
     """
-    precision.check(layer.name for layer in layers if not layer.input_is_bias)
-    each = quantize_each(layers, payload_bits, precision)
+    return assembled(layers, quantize_each(layers, payload_bits, precision), input_shape, payload_bits, precision)
+
+
+def assembled(
+    layers: Sequence[FoldedLayer],
+    each: Sequence[Quantized],
+    input_shape: tuple[int, ...],
+    payload_bits: int,
+    precision: Precision,
+) -> tuple[IntegerNetwork, list[Row]]:
+    """The network and the table of `quantize`, from what `quantize_each` made of the layers."""
     output = layers[-1]
     time_weights = None
     if output.time_weights is not None:
@@ -98,7 +105,8 @@ def quantize(
 
 
 def quantize_each(layers: Sequence[FoldedLayer], payload_bits: int, precision: Precision) -> list[Quantized]:
-    """The layers as `quantize` takes them, one by one. Raises UserError likewise, for a register."""
+    """The layers as `quantize` takes them, one by one. Raises UserError likewise."""
+    precision.check(layer.name for layer in layers if not layer.input_is_bias)
     payload = (1 << payload_bits) - 1
     return [
         _quantize_biased(layer, payload) if layer.input_is_bias else _quantize_layer(layer, payload, precision)
@@ -113,11 +121,7 @@ def input_biases(layers: Sequence[FoldedLayer], network: IntegerNetwork, inputs:
     """
     (layer,) = (layer for layer in layers if layer.input_is_bias)
     (connection,), population = layer.connections, network[layer.name]
-    shown, weight, bias = (torch.from_numpy(array).double() for array in (inputs[0], connection.weight, layer.bias))
-    if connection.geometry:
-        current = F.conv2d(shown, weight, bias, **connection.geometry)
-    else:
-        current = F.linear(shown.flatten(1), weight, bias)
+    current = conducted(connection, torch.from_numpy(inputs[0]).double(), torch.from_numpy(layer.bias).double())
     scale = float(population.threshold_mant) / layer.threshold
     mantissas = np.rint(current.numpy() * (STATE_UNIT * scale / 2**population.bias_exp)).astype(np.int16)
     return np.broadcast_to(mantissas, (len(inputs), *mantissas.shape))
@@ -140,29 +144,35 @@ def _quantize_biased(layer: FoldedLayer, payload: int) -> Quantized:
             f"layer '{layer.name}': the threshold {layer.threshold:g} rounds to 0 on the grid of its bias, which the "
             f"input can bring to {largest:g}; lower the weights or raise the threshold."
         )
-    population = _population(layer, np.asarray(threshold_mant), np.asarray(0), bias_exp)
+    population = _population(layer, _decays(layer), np.asarray(threshold_mant), np.asarray(0), bias_exp)
     return Quantized(population, np.asarray(threshold_mant / layer.threshold), ())
 
 
 def _quantize_layer(layer: FoldedLayer, payload: int, precision: Precision) -> Quantized:
-    decay_u, _ = _decays(layer)
-    found = _fitting(layer, int(decay_u.min()), payload, precision)
+    decays = _decays(layer)
+    found = _fitting(layer, int(decays[0].min()), payload, precision)
     scale = np.asarray(found[0].scale * 2.0 ** found[0].exponent)  # the same by every connection
     if (scale == scale.flat[0]).all():
         scale = np.asarray(scale.flat[0])  # stock neurons hold one threshold
-    bias_mant, bias_exp = _bias(np.rint(STATE_UNIT * scale * layer.bias).astype(np.int64), precision)
-    population = _population(layer, np.asarray(np.rint(scale * layer.threshold), np.int64), bias_mant, bias_exp)
+    bias_mant, bias_exp = _bias(np.rint(STATE_UNIT * scale * layer.bias).astype(np.int64), precision.bias_exponents[0])
+    population = _population(layer, decays, np.asarray(np.rint(scale * layer.threshold), np.int64), bias_mant, bias_exp)
     return Quantized(population, scale, tuple(found))
 
 
-def _population(layer: FoldedLayer, threshold: np.ndarray, bias_mant: np.ndarray, bias_exp: int) -> Population:
-    """threshold and bias_mant: [], or [O] for each channel or neuron."""
+def _population(
+    layer: FoldedLayer,
+    decays: tuple[np.ndarray, np.ndarray],
+    threshold: np.ndarray,
+    bias_mant: np.ndarray,
+    bias_exp: int,
+) -> Population:
+    """decays: of `_decays`. threshold and bias_mant: [], or [O] for each channel or neuron."""
     over = (-1, *[1] * (len(layer.shape) - 1))
     threshold, bias_mant = (values.reshape(over) if values.ndim else values for values in (threshold, bias_mant))
     return Population(
         layer.name,
         layer.shape,
-        *_decays(layer),
+        *decays,
         threshold_mant=threshold,
         bias_mant=bias_mant,
         bias_exp=bias_exp,
@@ -257,7 +267,7 @@ def _fitting(layer: FoldedLayer, decay_u: int, payload: int, precision: Precisio
     lacking: list[int] = []
     least, most = precision.exponents
     threshold, bias = of_mantissas.max() * layer.threshold, np.abs(of_mantissas * layer.bias).max()
-    largest_bias = BIAS_MANTISSA_MAX << (NETX_BIAS_EXPONENT if precision.netx else rules.BIAS_EXPONENT_MAX)
+    largest_bias = BIAS_MANTISSA_MAX << precision.bias_exponents[1]
     for exponent in range(most, least - WEIGHT_BITS_TO_SPARE - 1, -1):
         if round(threshold * 2.0**exponent) > THRESHOLD_MAX or STATE_UNIT * bias * 2.0**exponent > largest_bias:
             continue  # before any weight is rounded
@@ -312,9 +322,8 @@ def _strongest_sum(layer: FoldedLayer, each: list[Rounded], exponents: list[int]
     return float(max(up.max(), down.max()))
 
 
-def _bias(bias: np.ndarray, precision: Precision) -> tuple[np.ndarray, int]:
-    """Mantissas and the smallest common exponent for a bias in state units; for netx, which has one, that."""
-    exponent = NETX_BIAS_EXPONENT if precision.netx else 0
+def _bias(bias: np.ndarray, exponent: int) -> tuple[np.ndarray, int]:
+    """Mantissas and the smallest common exponent, from that one on, for a bias in state units."""
     while np.abs(np.rint(bias / 2**exponent)).max() > BIAS_MANTISSA_MAX:
         exponent += 1
     return np.rint(bias / 2**exponent).astype(np.int64), exponent

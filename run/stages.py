@@ -136,8 +136,7 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         from quantize.cost import rounding_costs
         from quantize.fidelity import fidelity
         from quantize.fold import check_alive
-        from quantize.scales import input_biases, quantize_each
-        from quantize.scales import quantize as to_integers
+        from quantize.scales import assembled, input_biases, quantize_each
         from train.checkpoint import load_weights
         from train.encoding import encode_all
         from train.trainer import calibration_inputs, record
@@ -152,14 +151,14 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         progress("quantize", 0, 4, "choosing integers")
         layers = calibrate(network, calibration_inputs(dataset, encoding), config.quantize)
         check_alive(layers, encoding.payload_bits)
-        integers, scales = to_integers(layers, network.input_shape, encoding.payload_bits, config.quantize)
+        each = quantize_each(layers, encoding.payload_bits, config.quantize)
+        integers, scales = assembled(layers, each, network.input_shape, encoding.payload_bits, config.quantize)
         shown = encode_all(test.values, encoding)
         held = held_out.HeldOut(input_biases(layers, integers, shown) if encoding.input_is_bias else shown, test.labels)
         progress("quantize", 1, 4, "float network on the held-out part")
         floats = recording.Recording("float", sha256_of(weights), held.hash, record(network, test, encoding))
         progress("quantize", 2, 4, "each rounding by itself")
         emitted = {name: raster[:, :COST_SAMPLES] for name, raster in floats.spikes.items()}
-        each = quantize_each(layers, encoding.payload_bits, config.quantize)
         costs = rounding_costs(layers, each, integers, shown[:, :COST_SAMPLES], emitted)
         first_rows = {row["population"]: row for row in reversed(scales)}
         for name, columns in costs.items():

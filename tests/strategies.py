@@ -160,3 +160,15 @@ def networks(
         return network, np.repeat(mantissas[None].astype(np.int16), steps, axis=0)
     fires = rng.random((steps, samples, *input_shape)) < density
     return network, (fires * rng.integers(1, 1 << payload_bits, fires.shape)).astype(np.uint8)
+
+
+def small_cycle() -> IntegerNetwork:
+    """Two populations, a cycle through a delay, per-neuron decays and time weights."""
+    first = Population("a", (3,), np.array([4095, 0, 7]), 9, 40, np.array([1, 2, 3]), 2, reset="soft")
+    second = Population("b", (2,), 5, 0, 90, 0, floor=True)
+    connections = (
+        Connection(INPUT, "a", 2 * np.arange(-6, 6).reshape(3, 4), exponent=3),
+        Connection("a", "b", np.full((2, 3), -256), exponent=-8),
+        Connection("b", "a", np.full((3, 2), 254), delay=2),
+    )
+    return IntegerNetwork((4,), (first, second), connections, "b", time_weights=np.array([1, 5]))

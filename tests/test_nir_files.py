@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import small_cycle
 
 from base.errors import UserError
 from deploy import hdf5
@@ -27,18 +28,6 @@ from train.architecture import build
 Harm = Callable[[h5py.File], None]
 
 
-def small() -> IntegerNetwork:
-    """Two populations, a cycle through a delay, per-neuron decays and time weights."""
-    first = Population("a", (3,), np.array([4095, 0, 7]), 9, 40, np.array([1, 2, 3]), 2, reset="soft")
-    second = Population("b", (2,), 5, 0, 90, 0, floor=True)
-    connections = (
-        Connection(INPUT, "a", 2 * np.arange(-6, 6).reshape(3, 4), exponent=3),
-        Connection("a", "b", np.full((2, 3), -256), exponent=-8),
-        Connection("b", "a", np.full((3, 2), 254), delay=2),
-    )
-    return IntegerNetwork((4,), (first, second), connections, "b", time_weights=np.array([1, 5]))
-
-
 def plain() -> IntegerNetwork:
     """What a file from elsewhere could hold too."""
     lif = Population("a", (3,), 4095, 9, 40, 0)
@@ -46,7 +35,7 @@ def plain() -> IntegerNetwork:
 
 
 def file_of(path: Path, harm: Harm | None = None, network: IntegerNetwork | None = None) -> Path:
-    files.save(integer.graph_of(network or small())[0], path)
+    files.save(integer.graph_of(network or small_cycle())[0], path)
     if harm is not None:
         with h5py.File(path, "a") as file:
             harm(file)
@@ -257,7 +246,7 @@ def test_a_file_too_large_is_refused_unread(tmp_path: Path, monkeypatch: pytest.
 def test_harmed_bytes_give_the_same_network_or_one_sentence(tmp_path_factory: Any, data: st.DataObject) -> None:
     path = tmp_path_factory.mktemp("nir") / "network.nir"
     file = io.BytesIO()
-    network = data.draw(st.sampled_from([small(), plain()]))
+    network = data.draw(st.sampled_from([small_cycle(), plain()]))
     nir.write(file, integer.graph_of(network)[0])
     harmed = bytearray(file.getvalue())
     for _ in range(data.draw(st.integers(1, 3))):

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from strategies import networks
+from strategies import networks, small_cycle
 
 from base.errors import UserError
 from deploy.onnx import files, floats, integer
@@ -33,18 +33,6 @@ def model_of(network: IntegerNetwork, form: str = "step") -> ModelProto:
     return FORMS[form](step, integer.about(network, step))
 
 
-def small() -> IntegerNetwork:
-    """Two populations, a cycle through a delay, per-neuron decays and time weights."""
-    first = Population("a", (3,), np.array([4095, 0, 7]), 9, 40, np.array([1, 2, 3]), 2, reset="soft")
-    second = Population("b", (2,), 5, 0, 90, 0, floor=True)
-    connections = (
-        Connection(INPUT, "a", 2 * np.arange(-6, 6).reshape(3, 4), exponent=3),
-        Connection("a", "b", np.full((2, 3), -256), exponent=-8),
-        Connection("b", "a", np.full((3, 2), 254), delay=2),
-    )
-    return IntegerNetwork((4,), (first, second), connections, "b", time_weights=np.array([1, 5]))
-
-
 @given(networks(cycles=True, readouts=True), st.sampled_from(list(FORMS)))
 @settings(max_examples=100)
 def test_what_was_written_is_read_back_with_the_same_hash(tmp_path_factory: Any, case: Any, form: str) -> None:
@@ -56,7 +44,7 @@ def test_what_was_written_is_read_back_with_the_same_hash(tmp_path_factory: Any,
 @pytest.mark.smoke
 @pytest.mark.parametrize("form", FORMS)
 def test_all_fields_of_a_network_survive(tmp_path: Path, form: str) -> None:
-    network = small()
+    network = small_cycle()
     for changed in (network, replace(network, time_weights=None, payload_bits=8)):
         files.save(model_of(changed, form), tmp_path / "network.onnx")
         assert files.load(tmp_path / "network.onnx").hash == changed.hash
@@ -186,7 +174,7 @@ HARMED = {
 @pytest.mark.parametrize("name", HARMED)
 def test_a_file_that_was_harmed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     change, says = HARMED[name]
-    model = model_of(small())
+    model = model_of(small_cycle())
     change(model)
     (tmp_path / "network.onnx").write_bytes(model.SerializeToString())
     assert says in refusal(tmp_path / "network.onnx", monkeypatch)
@@ -202,7 +190,7 @@ def test_a_float_network_is_no_integer_network(tmp_path: Path, monkeypatch: pyte
 def test_foreign_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "network.onnx"
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [], [])
-    whole = model_of(small()).SerializeToString()
+    whole = model_of(small_cycle()).SerializeToString()
     foreign = helper.make_model(graph).SerializeToString()
     for data, says in (
         (foreign, "is an ONNX graph from elsewhere"),
@@ -227,7 +215,7 @@ def test_a_file_too_large_is_refused_unread(tmp_path: Path, monkeypatch: pytest.
 @settings(max_examples=150)
 def test_harmed_bytes_give_the_same_network_or_one_sentence(tmp_path_factory: Any, data: st.DataObject) -> None:
     path = tmp_path_factory.mktemp("onnx") / "network.onnx"
-    harmed = bytearray(model_of(small(), data.draw(st.sampled_from(list(FORMS)))).SerializeToString())
+    harmed = bytearray(model_of(small_cycle(), data.draw(st.sampled_from(list(FORMS)))).SerializeToString())
     for _ in range(data.draw(st.integers(1, 3))):
         harmed[data.draw(st.integers(0, len(harmed) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(harmed)
@@ -235,12 +223,12 @@ def test_harmed_bytes_give_the_same_network_or_one_sentence(tmp_path_factory: An
         found = files.load(path).hash
     except UserError as error:
         found = str(error)
-    assert found == small().hash or re.fullmatch(rf"{re.escape(str(path))}: .*\.", found), found
+    assert found == small_cycle().hash or re.fullmatch(rf"{re.escape(str(path))}: .*\.", found), found
 
 
 def test_a_graph_that_runs_otherwise_here_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A runtime that drops every spike stands in for one whose kernels saturate."""
-    files.save(model_of(small(), "scan"), tmp_path / "network.onnx")
+    files.save(model_of(small_cycle(), "scan"), tmp_path / "network.onnx")
     run = onnxruntime.InferenceSession.run
 
     def silent(*arguments: Any) -> list[np.ndarray]:

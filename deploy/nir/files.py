@@ -14,7 +14,7 @@ from typing import Any
 import nir
 import numpy as np
 
-from base.errors import UserError
+from base.errors import UserError, claims_of
 from base.files import whole_file
 from deploy import hdf5
 from deploy.nir import integer
@@ -52,15 +52,11 @@ def load(path: Path) -> IntegerNetwork:
             raise UserError(f"{path}: is {FORMAT} of {what} {found}; this program reads {known}, {AGAIN}.")
     if "network" not in about:
         raise UserError(f"{path}: holds a float network; only integers can be read back, take network.nir.")
-    try:
+    with claims_of(path, AGAIN):
         network = integer.network_of(node)
         if integer.numbers_in_graph(network) > _numbers(node["nodes"]):
             raise ValueError("it claims more neurons and weights than it holds")
         rebuilt = hdf5.parse(_written(integer.graph_of(network)[0]), path)["node"]
-    except UserError as error:
-        raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
-    except Exception as error:  # what a file claims can be of any type, and fail anywhere
-        raise UserError(f"{path}: describes no whole network ({type(error).__name__}: {error}); {AGAIN}.") from error
     different = _difference(rebuilt, node, "")
     if different is not None:
         raise UserError(

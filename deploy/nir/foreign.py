@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from base.differences import Difference
-from base.errors import UserError, nearest
+from base.errors import UserError, claims_of, nearest
 from deploy import hdf5
 from deploy.nir.graph import DT, FORMAT, LEAST_LEAK
 from deploy.nir.ways import PASS, ROUNDED, Node, Way, as_weights, by_row, over_rows, shared, span
@@ -52,16 +52,10 @@ def read(path: Path, dt: float = DT, reset: str = "hard") -> Foreign:
     if not 0 < dt < math.inf:
         raise UserError(f"dt = {dt}: a step takes more than 0 seconds; {DT:g} is snnTorch's.")
     tree = hdf5.read(path, "NIR")
-    try:
+    with claims_of(path, "write it again"):
         nodes, edges = _flat(tree["node"], "")
         found = _Reading(nodes, edges, dt, reset).network()
         return _with_own_neurons(found, tree["node"].get("metadata", {}))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except Exception as error:  # what a file holds can be of any type, and fail anywhere
-        raise UserError(
-            f"{path}: describes no whole network ({type(error).__name__}: {error}); write it again."
-        ) from error
 
 
 def _with_own_neurons(found: Foreign, about: Any) -> Foreign:

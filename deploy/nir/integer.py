@@ -95,7 +95,7 @@ def _layers(network: IntegerNetwork) -> list[FoldedLayer]:
 
 
 def _layer(network: IntegerNetwork, population: Population) -> FoldedLayer:
-    name, unity, threshold = population.name, rules.DECAY_UNITY, population.threshold_mant
+    name, threshold = population.name, population.threshold_mant
     loaded = []
     if name == network.input_is_bias_of:
         loaded = [FoldedConnection(INPUT, np.asarray(2.0**population.bias_exp / STATE_UNIT))]
@@ -105,8 +105,8 @@ def _layer(network: IntegerNetwork, population: Population) -> FoldedLayer:
         population.shape,
         (*(_connection(connection) for connection in network.into(name)), *loaded),
         np.broadcast_to(population.bias / STATE_UNIT, population.shape),
-        alpha=(unity - rules.CURRENT_DECAY_OFFSET - population.decay_u) / unity,
-        beta=(unity - population.decay_v) / unity,
+        alpha=population.alpha,
+        beta=population.beta,
         threshold=real,
         reset=population.reset,
         floor=population.floor,

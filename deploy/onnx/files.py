@@ -19,8 +19,8 @@ import onnx
 from onnx import GraphProto, ModelProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from base.errors import UserError
-from base.files import whole_file
+from base.errors import UserError, claims_of
+from base.files import read_bytes, whole_file
 from deploy.onnx import integer
 from deploy.onnx.backend import executor, run_scan, run_step
 from deploy.onnx.graph import FORMAT, FORMAT_VERSION, Step, scan_model, step_model
@@ -58,15 +58,11 @@ def load(path: Path) -> IntegerNetwork:
     if "network" not in about:
         raise UserError(f"{path}: holds a float network; only integers can be read back, take step.onnx or scan.onnx.")
     form, body = ("scan", _body(model)) if about.get("graph") == "scan" else ("step", model.graph)
-    try:
+    with claims_of(path, AGAIN):
         network = _network(path, about, body)
         _check_size(path, network)
         step = integer.build(network)
         rebuilt = FORMS[form](step, integer.about(network, step))
-    except UserError as error:
-        raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
-    except Exception as error:  # what a header claims can be of any type, and fail anywhere
-        raise UserError(f"{path}: describes no whole network ({type(error).__name__}: {error}); {AGAIN}.") from error
     if rebuilt != model:
         raise UserError(
             f"{path}: its graph is not the one of the network it describes, {_first_difference(rebuilt, model, form)} "
@@ -77,13 +73,7 @@ def load(path: Path) -> IntegerNetwork:
 
 
 def _read(path: Path) -> ModelProto:
-    try:
-        size = path.stat().st_size
-        data = path.read_bytes() if size <= FILE_MAX else b""
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}; {AGAIN}.") from error
-    if size > FILE_MAX:
-        raise UserError(f"{path}: has {size:,} bytes, above the {FILE_MAX:,} that are read; give a smaller network.")
+    data = read_bytes(path, FILE_MAX, AGAIN, "network")
     try:
         return onnx.load_model_from_string(data)
     except Exception as error:  # the parser's own errors
