@@ -8,9 +8,10 @@ neurons then compute with these integers, in floats that hold them exactly, in u
                 weights, biases, decays and shifted sums, passes its gradient straight through (Bengio et al.,
                 arXiv 1308.3432), and the scale counts as a constant
 
-Norms use the statistics that they remember; their gains and offsets are trained. For the next update they remember
-those of the currents that unrounded weights make of every fourth sample: what a norm brings to a usual size must not
-depend on which weights that size rounds to 0.
+Norms use the statistics that they remember; their gains and offsets are trained. For the next update they remember the
+mean of the integers' currents, which a few weights on another level move, and the variance of those that unrounded
+weights make of every fourth sample: what a norm brings to a usual size must not depend on which weights that size
+rounds to 0.
 float32 is exact: `scales.quantize` lets no activation leave 16 bits, at 8 bits of fraction or less.
 """
 
@@ -36,7 +37,7 @@ from quantize.grids import EIGHT_BITS, Bits, Precision, levels
 from quantize.scales import Quantized, quantize_each
 from train.network import SpikingNetwork
 from train.neurons import LIF
-from train.parts import SumPool2d, over_channels, remembered, running_affine
+from train.parts import SumPool2d, over_channels, remember, running_affine, statistics
 from train.scan import TILE, Neuron, fused_forward, fusible, lif_scan
 from train.wiring import INPUT, Link, Norm, Stage, added, unchanging
 
@@ -170,10 +171,20 @@ class _IntegerStage(Stage):
         pooled = replace(link, before=summing).pooled(spikes[:1] if unchanging(spikes) else spikes)
         activation = _Floor.apply(link.conducted(pooled.flatten(0, 1), weight))
         if isinstance(link.norm, Norm) and link.norm.training:
-            with torch.no_grad():
-                remembered(link.norm, self._share(link) * link.conducted(pooled[:, ::SAMPLED].flatten(0, 1)))
+            self._remember(link, link.norm, pooled, activation)
         activation = activation.unflatten(0, pooled.shape[:2])
         return activation.expand(len(spikes), *activation.shape[1:]), over_channels(bias, len(self.output_shape))
+
+    @torch.no_grad()
+    def _remember(self, link: Link, norm: Norm, pooled: Tensor, activation: Tensor) -> None:
+        """Statistics for the norm, of activations [T * B, *shape] made from pooled spikes [T, B, *source]."""
+        unrounded = self._share(link) * link.conducted(pooled[:, ::SAMPLED].flatten(0, 1))
+        mean, variance = statistics(unrounded)
+        gain, _ = running_affine(norm)
+        unit = self._gain * gain
+        of_integers = activation.mean([0, *range(2, activation.dim())]) / unit
+        mean = torch.where(unit == 0, mean, of_integers)
+        remember(norm, mean, variance, unrounded.numel() // len(mean))
 
     def _folded(self, link: Link) -> tuple[Tensor, Tensor]:
         """Weights in the shape of the link's synapse, and bias [O], in units of activation: what was rounded, for its

@@ -16,11 +16,11 @@ from quantize import arithmetic, reference
 from quantize.aware import AwareNetwork, integer_forward
 from quantize.fold import fold
 from quantize.grids import Precision
-from quantize.scales import quantize
+from quantize.scales import quantize, quantize_each
 from train.architecture import build
 from train.network import SpikingNetwork
 from train.neurons import LIF
-from train.parts import Recurrent, Residual, Skip, SumPool2d
+from train.parts import Recurrent, Residual, Skip, SumPool2d, running_affine
 from train.scan import Neuron
 from train.wiring import INPUT
 
@@ -242,22 +242,25 @@ def test_where_nothing_is_rounded_gradients_are_those_of_the_floats(name: str, n
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_norms_remember_what_every_fourth_sample_sums_up_to_in_floats() -> None:
+def test_norms_remember_the_mean_of_the_integers_and_the_variance_of_every_fourth_sample_in_floats() -> None:
     network = build("6C3-BN-AP2-8-BN-4", (1, 8, 8), payload_bits=4, neuron=lambda: LIF(neuron="klif"), seed=0)
     inputs = torch.randint(0, 16, (4, 6, 1, 8, 8), dtype=torch.uint8)
     learn(network, inputs, 1)
-    aware = AwareNetwork(network, inputs, Precision(2)).train()
-    spikes = {INPUT: inputs / 15, **network.eval().spikes(inputs), **aware.eval().spikes(inputs)}
+    aware = AwareNetwork(network, inputs, Precision(2))
+    spikes = {INPUT: inputs / 15, **aware.eval().spikes(inputs)}
+    network.clips = aware.clips
+    each = quantize_each(fold(network), 4, Precision(2))
+    integers, _ = quantize(fold(network), (1, 8, 8), 4, Precision(2))
+    current_int24 = reference.run(integers, inputs.numpy(), states=6).u
     expected = {}
-    for stage in network.stages[:2]:
-        (link,) = stage.links
-        assert isinstance(link.norm, nn.modules.batchnorm._BatchNorm)
-        assert link.norm.running_mean is not None
-        assert link.norm.running_var is not None
+    for stage, layer in zip(network.stages[:2], each, strict=False):
+        (link,), norm = stage.links, stage.links[0].norm
+        gain, _ = running_affine(norm)
+        activation = torch.from_numpy(current_int24[stage.name] / 64).float().flatten(0, 1)
+        axes = [axis for axis in range(activation.dim()) if axis != 1]
+        mean = activation.mean(axes) / (float(layer.scale) * stage.neuron.k * gain)
         current = link.conducted(link.pooled(spikes[link.source][:, [0, 4]]).flatten(0, 1))
-        axes = [axis for axis in range(current.dim()) if axis != 1]
-        new = current.mean(axes), current.var(axes)
-        old = link.norm.running_mean, link.norm.running_var
+        new, old = (mean, current.var(axes)), (norm.running_mean, norm.running_var)
         expected[stage.name] = [torch.lerp(before, now, 0.1) for before, now in zip(old, new, strict=True)]
     aware.train()(inputs)
     for stage in network.stages[:2]:
@@ -266,6 +269,17 @@ def test_norms_remember_what_every_fourth_sample_sums_up_to_in_floats() -> None:
     before = norm.running_mean.clone()
     aware.eval()(inputs)
     assert torch.equal(norm.running_mean, before)
+
+
+def test_a_norm_whose_gain_is_zero_remembers_the_mean_in_floats() -> None:
+    network = build("6-BN-4", (5,), payload_bits=4, seed=0)
+    norm = network.stages[0].links[0].norm
+    norm.weight.data[0] = 0
+    inputs = torch.randint(0, 16, (4, 8, 5), dtype=torch.uint8)
+    AwareNetwork(network, inputs).train()(inputs)
+    mean = (inputs[:, ::4] / 15 @ network.stages[0].synapse.weight.T).mean((0, 1))
+    torch.testing.assert_close(norm.running_mean[0], 0.1 * mean[0])
+    assert torch.isfinite(norm.running_mean).all()
 
 
 def test_input_as_a_bias_is_refused() -> None:

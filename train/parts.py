@@ -90,22 +90,26 @@ def batch_affine(norm: _BatchNorm, current: Tensor) -> tuple[Tensor, Tensor]:
     A norm is applied as gain and offset because they go different ways: the gain scales the synaptic current, the
     offset is a bias of the voltage, as both are once folded.
     """
-    mean, variance = remembered(norm, current)
+    mean, variance = statistics(current)
+    remember(norm, mean, variance, current.numel() // len(mean))
     return _affine(norm, mean, variance)
 
 
-def remembered(norm: _BatchNorm, current: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance [C] of currents [T * B, C, ...], which the norm adds to the statistics that it remembers."""
+def statistics(current: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance [C] of currents [N, C, ...]."""
     axes = [axis for axis in range(current.dim()) if axis != 1]
     variance, mean = torch.var_mean(current, axes, correction=0)
-    count = current.numel() // current.shape[1]
-    with torch.no_grad():
-        running_mean, running_var = _running(norm)
-        assert norm.momentum is not None
-        # New tensors: a backward pass may still want the old ones.
-        norm.running_mean = running_mean.lerp(mean, norm.momentum)
-        norm.running_var = running_var.lerp(variance * (count / max(count - 1, 1)), norm.momentum)
     return mean, variance
+
+
+@torch.no_grad()
+def remember(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
+    """Add the mean and variance [C] of so many values a channel to the statistics that a norm remembers."""
+    running_mean, running_var = _running(norm)
+    assert norm.momentum is not None
+    # New tensors: a backward pass may still want the old ones.
+    norm.running_mean = running_mean.lerp(mean, norm.momentum)
+    norm.running_var = running_var.lerp(variance * (count / max(count - 1, 1)), norm.momentum)
 
 
 def running_affine(norm: _BatchNorm, precision: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
