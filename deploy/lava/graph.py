@@ -119,7 +119,7 @@ def plan(network: IntegerNetwork, schedule: Schedule, convolution: str, folder: 
     for name in network.order:
         for number, connection in enumerate(network.into(name)):
             source, synapse = _sender(connection.source), f"synapse {number} {connection.name}"
-            if connection.delay or _extra_delay(connection, lag):
+            if connection.delay or extra_delay(connection, lag):
                 axon = f"axon {number} {connection.name}"
                 made.parts[axon] = _axon(network, connection, schedule, lag)
                 made.wires.append(Wire(source, axon))
@@ -162,7 +162,7 @@ def check(network: IntegerNetwork, schedule: Schedule, convolution: str) -> None
         raise UserError(f"lava: there is no convolution '{convolution}'; {nearest(convolution, CONVOLUTIONS)}")
     lag = lags(network)
     for connection in network.connections:
-        extra = _extra_delay(connection, lag)
+        extra = extra_delay(connection, lag)
         if extra > DELAY_MAX:
             raise UserError(
                 f"connection {connection.name}: a delay of {connection.delay} over {extra + 1 - connection.delay} "
@@ -236,14 +236,14 @@ def _cycle(latest: dict[str, Connection], name: str) -> list[Connection]:
     return cycle
 
 
-def _extra_delay(connection: Connection, lag: dict[str, int]) -> int:
+def extra_delay(connection: Connection, lag: dict[str, int]) -> int:
     """Lava steps beside the one that the synapse itself takes."""
     return connection.delay + lag[connection.target] - lag[connection.source] - 1
 
 
 def _axon(network: IntegerNetwork, connection: Connection, schedule: Schedule, lag: dict[str, int]) -> Part:
     shape = _ports(network.shape_of(connection.source), schedule)
-    delays = {"delay": _extra_delay(connection, lag), "layer_delay": connection.delay}
+    delays = {"delay": extra_delay(connection, lag), "layer_delay": connection.delay}
     return Part("Axon", {"shape": shape, **delays, "window": schedule.steps, "first_step": lag[connection.source] + 1})
 
 
