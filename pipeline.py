@@ -4,6 +4,7 @@ pipeline.py                       the whole way on real digits, into runs/digits
 pipeline.py deploy --lanes 64     one stage, from the files of the stage before
 pipeline.py deploy --model my_module:net --data digits
                                   the whole way for a network that was trained elsewhere
+pipeline.py check                 whether the network fits a chip, before any training or after it
 pipeline.py sensitivity           how few bits each layer can do with
 pipeline.py compare FILE          several ways to train, each from several seeds
 """
@@ -11,6 +12,7 @@ pipeline.py compare FILE          several ways to train, each from several seeds
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shlex
 import sys
@@ -27,7 +29,7 @@ from rich.table import Table
 
 from base.errors import UserError
 from base.files import write_text
-from run import building, exports, files, stages
+from run import building, chip, exports, files, stages
 from run import config as configuration
 from run.config import Config
 from run.folder import RunFolder
@@ -164,6 +166,25 @@ def deploy(
         stages.adopt(folder, network, inputs)
     _stage(stages.deploy, chosen, folder)
     return EXIT_EQUAL
+
+
+@command
+def check(
+    out: Out = DEFAULT_OUT,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything that is known, as JSON.")] = False,
+) -> int:
+    """Tell whether the network fits a chip (chip.name), before any training or after it. Writes nothing. Exit status 0
+    only when it fits."""
+    stored = out / "config.toml"
+    chosen = configuration.read(config or (stored if stored.is_file() else None), settings or ())
+    what, told = chip.check(chosen, RunFolder(out))
+    if as_json:
+        print(json.dumps(told))
+    else:
+        _chip(what, told)
+    return EXIT_EQUAL if told["fits"] else EXIT_DIFFERENT
 
 
 @command
@@ -389,10 +410,22 @@ def _summary(folder: RunFolder) -> int:
     for pair in verdict["comparisons"]:
         if pair["first_divergence"]:
             console.print(describe(Comparison.from_json(pair)), markup=False, highlight=False)
+    console.print(f"{verdict['chip']['words']} 'pipeline.py check' tells more.", highlight=False)
     page = folder.path / files.REPORT
     if page.is_file():
         console.print(f"Report: {page}", highlight=False)
     return EXIT_EQUAL if verdict["equal"] else EXIT_DIFFERENT
+
+
+def _chip(what: str, told: dict[str, Any]) -> None:
+    """Every rule, and where the populations are."""
+    from deploy.chip import words
+
+    _table(*words.rules(told), f"{told['chip']}: rules")
+    if told["placement"]:
+        _table(*words.cores(told), f"{told['chip']}: cores")
+    console.print(f"Checked: {what}", highlight=False)
+    console.print(words.report(told), markup=False, highlight=False, soft_wrap=True)
 
 
 def _ways(config: Config, folder: RunFolder) -> None:

@@ -15,14 +15,16 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
+from matplotlib.colors import LogNorm, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 INK = "#010203"  # stands for currentColor while matplotlib draws
 SPIKE, ONLY_HERE, MISSING = "#4a86d8", "#e0443e", "#e9a13b"
 CURRENT, VOLTAGE, THRESHOLD = "#2fa58d", "#4a86d8", "#e0443e"
 LINES = (SPIKE, "#e0752d", "#2fa58d", "#a46cc9")
+POPULATIONS = (*LINES, "#d6518d", "#8a8f2f", "#3f9fc4", "#9a6b4a")
 WIDTH = 4.2  # inches; drawn so that text is readable three pictures abreast and on a phone
 ROWS_THICK = 16  # fewer rows are thick enough to be seen without rings around what differs
 RINGS_MAX = 60  # with more differing cells, rings would hide the raster
@@ -151,6 +153,54 @@ def learning(curves: dict[str, dict[str, list[Any]]]) -> str:
             axis.yaxis.set_major_locator(MaxNLocator(4))
         axes[-1].set_xlabel("epoch")
         axes[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        return _svg(figure)
+
+
+def population_colours(placement: dict[str, Any]) -> dict[str, str]:
+    """The colour of each population in `cores`; beyond eight they repeat."""
+    names = [row["population"] for row in placement["populations"]]
+    return {name: POPULATIONS[number % len(POPULATIONS)] for number, name in enumerate(names)}
+
+
+def cores(placement: dict[str, Any]) -> str:
+    """Every core a square, filled as far as its fullest limit is, in the colour of the population with most neurons
+    there; every chip starts a row."""
+    colours, columns = population_colours(placement), 16
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(layout="constrained")
+        axis = figure.subplots()
+        row, column, chip = 0, 0, 0
+        for core in placement["utilisation"]:
+            if column == columns or core["chip"] != chip:
+                row, column = row + 1 + (core["chip"] != chip), 0
+            chip = core["chip"]
+            largest = max(core["parts"], key=lambda part: part["neurons"])["population"]
+            fill = min(1.0, max(core["shares"].values(), default=0.0))
+            axis.add_patch(Rectangle((column, -row), 0.86, 0.86 * fill, color=colours[largest], lw=0))
+            axis.add_patch(Rectangle((column, -row), 0.86, 0.86, fill=False, ec=INK, lw=0.4))
+            column += 1
+        axis.set_xlim(-0.1, columns)
+        axis.set_ylim(-row - 0.1, 1)
+        axis.set_aspect("equal")
+        axis.axis("off")
+        figure.set_size_inches(WIDTH, max(0.5, WIDTH * (row + 1.1) / columns))
+        return _svg(figure)
+
+
+def traffic(pairs: Sequence[Sequence[float]], size: int, unit: str) -> str:
+    """From which core (rows, the last one the host) to which how much goes; white is nothing."""
+    amounts = np.full((size + 1, size), np.nan)
+    for source, target, amount in pairs:
+        amounts[int(source), int(target)] = amount
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((WIDTH, 3.3), layout="constrained")
+        axis = figure.subplots()
+        shown = axis.imshow(amounts, cmap="viridis", norm=LogNorm() if pairs else None, interpolation="none")
+        axis.set_xlabel("to core")
+        axis.set_ylabel("from core; last row: the host")
+        for each in (axis.xaxis, axis.yaxis):
+            each.set_major_locator(MaxNLocator(8, integer=True))
+        figure.colorbar(shown, ax=axis, shrink=0.8, label=unit, format=FuncFormatter(lambda value, _: f"{value:,g}"))
         return _svg(figure)
 
 

@@ -18,6 +18,7 @@ from base.errors import UserError
 from base.files import write_json, write_text
 from deploy import pictures
 from deploy.causes import voltage_before_reset
+from deploy.chip import words
 from deploy.verify import Comparison, describe
 from quantize.arithmetic import ARITHMETIC_ID, STATE_SHIFT, TIME_WEIGHT_UNITY
 from quantize.integer_network import Connection, IntegerNetwork, Population
@@ -37,7 +38,8 @@ class ReportData:
     `recordings` are keyed by backend, "float" among them or not, u and v present for the first samples of some;
     `inputs` [T, B, *input_shape] and classes `labels` [B] are those of the recorded samples, `scales` rows of free
     columns, `training` metrics per epoch. `differences` between neurons of another framework and these, and the `ways`
-    to deploy a network that was trained there, are rows too.
+    to deploy a network that was trained there, are rows too; `chip` is the summary of `deploy/chip/summary.py`, or
+    empty.
     """
 
     title: str
@@ -54,6 +56,7 @@ class ReportData:
     seconds: dict[str, float]
     versions: dict[str, str]
     training: list[dict[str, Any]]
+    chip: dict[str, Any] = field(default_factory=dict)
     differences: list[dict[str, Any]] = field(default_factory=list)
     ways: list[dict[str, Any]] = field(default_factory=list)
 
@@ -66,7 +69,7 @@ def write(data: ReportData, folder: Path) -> Path:
     page = numbers(data)
     templates = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(loader=templates, autoescape=True, undefined=StrictUndefined)
-    html = environment.get_template("report.html.j2").render(page=page, pictures=pictures)
+    html = environment.get_template("report.html.j2").render(page=page, pictures=pictures, words=words)
     write_json(folder / "report.json", page)
     write_text(folder / "report.html", html)
     return folder / "report.html"
@@ -131,6 +134,7 @@ def numbers(data: ReportData) -> dict[str, Any]:
         },
         "traces": _traces(data, anchor, shown, sample),
         "confusion": confusion,
+        "chip": data.chip,
         "curves": _curves(data.training),
         "training": data.training,
         "seconds": data.seconds,

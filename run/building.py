@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from base.errors import UserError
+from quantize.arithmetic import DECAY_UNITY
 from run.config import Config, DataConfig, NetworkConfig
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from base.differences import Difference
     from quantize.folded import FoldedLayer
+    from quantize.integer_network import Connection, IntegerNetwork, Population
     from train.datasets import Dataset
     from train.encoding import Encoding
     from train.frameworks.finding import Found
@@ -163,6 +165,29 @@ def folded_of(config: Config, weights: Path) -> tuple[SpikingNetwork, tuple[Fold
     return network, fold(network)
 
 
+def untrained(config: Config) -> IntegerNetwork:
+    """What the architecture becomes without any training: the integers of the weights that it starts from, none of
+    them zero. Decays that each neuron learns by itself may all come to differ, and do so here."""
+    from quantize.fold import fold
+    from quantize.scales import quantize
+
+    network = network_of(config)
+    precision = replace(config.quantize, calibration="max")  # the rest takes samples, or time, and changes no size
+    integers, _ = quantize(fold(network), network.input_shape, network.payload_bits, precision)
+    differ = config.network.learn_decay and config.network.per_neuron
+
+    def learned(population: Population) -> Population:
+        decays = np.arange(population.size).reshape(population.shape) % DECAY_UNITY
+        return replace(population, decay_v=decays) if differ and population.spiking else population
+
+    def full(connection: Connection) -> Connection:
+        weight = connection.weight
+        return replace(connection, weight=np.where(weight == 0, weight.max(), weight))
+
+    populations, connections = map(learned, integers.populations), map(full, integers.connections)
+    return replace(integers, populations=tuple(populations), connections=tuple(connections))
+
+
 def aware(config: Config) -> Callable[[SpikingNetwork, Tensor], SpikingNetwork]:
     """What turns a network, by samples to calibrate it, into the one whose forward pass is its integers."""
     from quantize.aware import AwareNetwork
@@ -195,6 +220,11 @@ def decides_network(config: Config) -> list[Any]:
     from train.frameworks.finding import identity
 
     return [config.seed, _data(config), identity(taken_of(config)[0])]
+
+
+def decides_integers(config: Config) -> list[Any]:
+    """All of a configuration, beside the weights, that decides the integer network."""
+    return [*decides_network(config), asdict(config.quantize)]
 
 
 def _data(config: Config) -> dict[str, Any]:

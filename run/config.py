@@ -104,6 +104,13 @@ class DeployConfig:
 
 
 @dataclass(frozen=True)
+class ChipConfig:
+    """name: "loihi1", "loihi2" or the path of a TOML file like those of `deploy/chip/`."""
+
+    name: str = "loihi1"
+
+
+@dataclass(frozen=True)
 class Config:
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
@@ -111,6 +118,7 @@ class Config:
     train: TrainingSettings = field(default_factory=TrainingSettings)
     quantize: Precision = field(default_factory=Precision)
     deploy: DeployConfig = field(default_factory=DeployConfig)
+    chip: ChipConfig = field(default_factory=ChipConfig)
 
     def __post_init__(self) -> None:
         if self.network.way not in WAYS:

@@ -12,6 +12,7 @@ SCALES, FIDELITY = "quantize/scales.json", "quantize/fidelity.json"
 SENSITIVITY, SENSITIVITY_PAGE = "quantize/sensitivity.json", "quantize/sensitivity.md"
 SENSITIVITY_PICTURES = ("quantize/sensitivity-layers.svg", "quantize/sensitivity-front.svg")
 DIFFERENCES, WAYS_MEASURED = "differences.json", "ways.json"
+CHIP = "deploy/chip.json"
 VERDICT, REPORT, REPORT_JSON = "verdict.json", "report.html", "report.json"
 STEP, SCAN = "deploy/step.onnx", "deploy/scan.onnx"
 FLOAT_STEP, FLOAT_SCAN = "deploy/float_step.onnx", "deploy/float_scan.onnx"

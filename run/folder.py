@@ -33,16 +33,9 @@ class RunFolder:
         self, name: str, decides: Any, reads: Sequence[Path], writes: Sequence[str], work: Callable[[], None]
     ) -> bool:
         """Do `work` unless it was done already from the same `decides` (JSON data) and `reads`; True if done now."""
-        key = hashlib.sha256(
-            json.dumps([name, decides, [sha256_of(path) for path in reads]], sort_keys=True).encode()
-        ).hexdigest()
-        done = self._steps().get(name)
-        if (
-            done is not None
-            and done["key"] == key
-            and all(self._is_as_written(*item) for item in done["files"].items())
-        ):
+        if self.is_done(name, decides, reads):
             return False
+        key = self._key(name, decides, reads)
         began = time.perf_counter()
         work()
         seconds = round(time.perf_counter() - began, 2)
@@ -50,9 +43,27 @@ class RunFolder:
         write_json(self.path / "steps.json", self._steps() | {name: {"key": key, "seconds": seconds, "files": files}})
         return True
 
+    def is_done(self, name: str, decides: Any, reads: Sequence[Path]) -> bool:
+        """Whether the step was done from the same `decides` and `reads`, and what it wrote is still there."""
+        done = self._steps().get(name)
+        if done is None or not all(path.is_file() for path in reads) or done["key"] != self._key(name, decides, reads):
+            return False
+        return all(self._is_as_written(*item) for item in done["files"].items())
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether the network was taken from a file, so that there is no float network to compare it with."""
+        done = self._steps()
+        return "adopt" in done and "quantize" not in done
+
     def seconds(self) -> dict[str, float]:
         """Seconds of each step's last run."""
         return {name: done["seconds"] for name, done in self._steps().items()}
+
+    @staticmethod
+    def _key(name: str, decides: Any, reads: Sequence[Path]) -> str:
+        read = [sha256_of(path) for path in reads]
+        return hashlib.sha256(json.dumps([name, decides, read], sort_keys=True).encode()).hexdigest()
 
     def _is_as_written(self, file: str, digest: str) -> bool:
         path = self.path / file

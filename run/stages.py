@@ -2,7 +2,7 @@
 
     train     -> train/weights.safetensors, train/metrics.jsonl; of a model from elsewhere differences.json too
     quantize  -> quantize/network.npz, inputs.npz, float.npz, scales.json, fidelity.json
-    deploy    -> deploy/recordings/<backend>.npz
+    deploy    -> deploy/recordings/<backend>.npz, deploy/chip.json
     verify    -> verdict.json
     ways      -> ways.json, of a model from elsewhere
     report    -> report.html, report.json
@@ -29,9 +29,10 @@ import numpy as np
 from base.errors import UserError
 from base.files import sha256_of, write_json, write_text
 from deploy import BACKENDS
-from run import building
+from run import building, chip
 from run.config import Config
 from run.files import (
+    CHIP,
     DIFFERENCES,
     FIDELITY,
     FLOAT,
@@ -80,10 +81,11 @@ def check(config: Config, before: Config | None, on_lava: bool) -> None:
     """
     from deploy.lava.backend import check_interpreter
 
+    chip.chip_of(config)
     options = lava_options(config)
     if on_lava and "lava" in config.deploy.backends:
         check_interpreter(options)
-    if before is None or replace(config, deploy=before.deploy) != before:
+    if before is None or replace(config, deploy=before.deploy, chip=before.chip) != before:
         from quantize.aware import check as check_aware
         from train.trainer import check
 
@@ -172,7 +174,7 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         write_json(folder.path / FIDELITY, lost)
         progress("quantize", 4, 4, "")
 
-    decides = [*building.decides_network(config), asdict(config.quantize)]
+    decides = building.decides_integers(config)
     return folder.step("quantize", decides, [weights], [NETWORK, INPUTS, FLOAT, SCALES, FIDELITY], work)
 
 
@@ -216,12 +218,13 @@ def sensitivity(config: Config, folder: RunFolder, progress: Progress, wanted: G
 
 
 def deploy(config: Config, folder: RunFolder, progress: Progress) -> bool:
-    """Run the integer network on every backend of the configuration; True if one of them had something to do."""
+    """Run the integer network on every backend of the configuration, and put it onto the chip's cores; True if there
+    was something to do."""
     network_file, inputs_file = folder.require(NETWORK, "quantize"), folder.require(INPUTS, "quantize")
     options = lava_options(config)
     done = []
     for name in config.deploy.backends:
-        file = _recording_file(name)
+        file = recording_file(name)
 
         def work(name: str = name, file: str = file) -> None:
             from deploy import backends
@@ -241,15 +244,17 @@ def deploy(config: Config, folder: RunFolder, progress: Progress) -> bool:
         decides: list[Any] = [config.deploy.samples, config.deploy.states]
         decides += [asdict(options)] if name.startswith("lava") else []
         done.append(folder.step(f"deploy: {name}", decides, [network_file, inputs_file], [file], work))
+    done.append(chip.place(config, folder, progress, recording_file(config.deploy.backends[0])))
     return any(done)
 
 
 def verify(config: Config, folder: RunFolder, progress: Progress) -> bool:
     """Compare all recordings pair by pair and write the verdict; True if there was something to do."""
     names = config.deploy.backends
-    files = [folder.require(_recording_file(name), "deploy") for name in names]
-    of_floats = () if _is_adopted(folder) else (FLOAT, FIDELITY)
+    files = [folder.require(recording_file(name), "deploy") for name in names]
+    of_floats = () if folder.is_adopted else (FLOAT, FIDELITY)
     reads = [folder.require(file, "quantize") for file in (NETWORK, INPUTS, *of_floats)]
+    reads.append(folder.require(CHIP, "deploy"))
 
     def work() -> None:
         recordings = {name: recording_of(folder, name) for name in names}
@@ -286,7 +291,7 @@ def recording_of(folder: RunFolder, name: str) -> Recording:
     """The recording of a backend of this run, or of a file."""
     from quantize import recording
 
-    return recording.load(Path(name) if name.endswith(".npz") else folder.require(_recording_file(name), "deploy"))
+    return recording.load(Path(name) if name.endswith(".npz") else folder.require(recording_file(name), "deploy"))
 
 
 def ways(config: Config, folder: RunFolder, progress: Progress) -> bool:
@@ -342,9 +347,9 @@ def report(config: Config, folder: RunFolder, progress: Progress) -> bool:
     """Write the report of a verified run; True if there was something to do."""
     verdict_file = folder.require(VERDICT, "verify")
     names = config.deploy.backends
-    files = [folder.require(_recording_file(name), "deploy") for name in names]
+    files = [folder.require(recording_file(name), "deploy") for name in names]
     quantized = [folder.require(file, "quantize") for file in (NETWORK, INPUTS, FLOAT, SCALES, FIDELITY)]
-    metrics = folder.require(METRICS, "train")
+    metrics, on_chip = folder.require(METRICS, "train"), folder.require(CHIP, "deploy")
     of_model = _of_model(folder) if config.network.model else {}
 
     def work() -> None:
@@ -373,13 +378,14 @@ def report(config: Config, folder: RunFolder, progress: Progress) -> bool:
             scales=json.loads((folder.path / SCALES).read_text(encoding="utf-8")),
             seconds=folder.seconds(),
             versions=found["versions"],
+            chip=_json(on_chip),
             training=[json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()],
             **{name: _json(file) for name, file in of_model.items()},
         )
         write(data, folder.path)
         progress("report", 1, 1, "")
 
-    reads = [verdict_file, metrics, *quantized, *files, *of_model.values()]
+    reads = [verdict_file, metrics, on_chip, *quantized, *files, *of_model.values()]
     return folder.step("report", asdict(config), reads, [REPORT, REPORT_JSON], work)
 
 
@@ -419,12 +425,6 @@ def adopt(folder: RunFolder, network: Path, inputs: Path) -> bool:
     return folder.step("adopt", [], [network, inputs], [NETWORK, INPUTS], work)
 
 
-def _is_adopted(folder: RunFolder) -> bool:
-    """Whether the folder's network was taken from a file, so that there is no float network to compare it with."""
-    done = folder.seconds()
-    return "adopt" in done and "quantize" not in done
-
-
 def lava_options(config: Config) -> LavaOptions:
     from deploy.lava.backend import LavaOptions
 
@@ -432,7 +432,7 @@ def lava_options(config: Config) -> LavaOptions:
     return LavaOptions(chosen.target, chosen.lanes, chosen.deadline, chosen.python, chosen.convolution)
 
 
-def _recording_file(backend: str) -> str:
+def recording_file(backend: str) -> str:
     return f"deploy/recordings/{backend}.npz"
 
 
@@ -447,7 +447,7 @@ def _verdict(folder: RunFolder, recordings: dict[str, Recording], comparisons: l
         return float((recording.predictions(ran, network)[:compared] == labels[:compared]).mean())
 
     floats, of_all = None, None
-    if not _is_adopted(folder):
+    if not folder.is_adopted:
         floats = accuracy(recording.load(folder.path / FLOAT))
         of_all = json.loads((folder.path / FIDELITY).read_text(encoding="utf-8"))["accuracy"]
     return {
@@ -459,6 +459,7 @@ def _verdict(folder: RunFolder, recordings: dict[str, Recording], comparisons: l
             "lava": accuracy(recordings["lava"]) if "lava" in recordings else None,
         },
         "samples": {"compared": compared, "held_out": len(labels)},
+        "chip": chip.in_short(folder),
         "accuracy_of_all": of_all,
         "hashes": {
             "network": network.hash,

@@ -182,6 +182,43 @@ def test_deploy_verify_and_report_need_no_torch(run: Path, without_torch: dict[s
         assert done.returncode == 0, done.stderr
 
 
+def test_a_finished_run_tells_where_it_fits_and_what_it_costs(finished: Path) -> None:
+    told = json.loads((finished / "deploy/chip.json").read_text())
+    assert (told["fits"], told["placement"]["cores"], told["split"]["equal"]) == (True, 1, True)
+    assert told["cost"]["samples"] == 5
+    chip = json.loads((finished / "verdict.json").read_text())["chip"]
+    assert (chip["name"], chip["fits"], chip["cores"], chip["parts_equal"]) == ("Loihi 1", True, 1, True)
+    assert "On the chip" in (finished / "report.html").read_text()
+
+
+def test_check_tells_before_any_training_whether_a_network_fits(tmp_path: Path) -> None:
+    large = ("--out", tmp_path / "none", "--set", "network.architecture=5000-10")
+    done = pipeline("check", *large)
+    assert done.returncode == 1
+    assert "population 'dense2': core.input_axons is 5,000, the limit 4,096, 904" in " ".join(done.stdout.split())
+    assert "the architecture, untrained" in done.stdout
+    done = pipeline("check", *large, "--set", "chip.name=loihi2", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["placement"]["cores"] == 3
+    assert not (tmp_path / "none").exists()
+
+
+def test_check_takes_the_integers_that_a_configuration_made(run: Path, without_torch: dict[str, str]) -> None:
+    done = process("check", "--out", run, env=without_torch)
+    assert done.returncode == 0, done.stderr
+    assert "quantize/network.npz" in "".join(done.stdout.split())
+    changed = pipeline("check", "--out", run, "--set", "network.learn_decay=true", "--set", "network.per_neuron=true")
+    assert "the architecture, untrained" in changed.stdout
+
+
+def test_another_chip_is_placed_on_anew_and_nothing_else(run: Path) -> None:
+    done = pipeline("--out", run, "--set", "chip.name=loihi2")
+    assert done.returncode == 0
+    assert json.loads((run / "deploy/chip.json").read_text())["chip"] == "Loihi 2"
+    assert "deploy: chip" in done.stdout
+    assert "deploy: lava" not in done.stdout
+
+
 def test_a_difference_is_found_explained_and_ends_with_status_1(run: Path) -> None:
     """A recording made under `>=` instead of `>` stands in for a faulty backend; threshold 0 shows it."""
     network = integer_network.load(run / "quantize" / "network.npz")

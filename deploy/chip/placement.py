@@ -21,7 +21,7 @@ import numpy as np
 from deploy.chip.findings import DoesNotFit, finding
 from deploy.chip.limits import Chip
 from deploy.chip.synapses import NEVER, Region, list_bits, synapses_of, weight_bits
-from quantize.integer_network import IntegerNetwork
+from quantize.integer_network import Connection, IntegerNetwork
 
 # What a core is limited in, and what makes a population need less of it.
 HINTS = {
@@ -229,12 +229,14 @@ class Demand:
         self._arrivals = {name: [] for name in self.network.order}
         self.feed(cut)
 
+    def axons_of(self, connection: Connection, source: Part, target: Part) -> int:
+        """Axons that a connection takes from one part to another."""
+        synapses = self.synapses[connection]
+        return int(synapses.axons(target.region)[synapses.of_source(source.region)].sum())
+
     def axons_between(self, source: Part, target: Part) -> int:
-        return sum(
-            int(synapses.axons(target.region)[synapses.of_source(source.region)].sum())
-            for name, synapses in self._from[source.population]
-            if name == target.population
-        )
+        into = self.network.into(target.population)
+        return sum(self.axons_of(c, source, target) for c in into if c.source == source.population)
 
 
 def _cut(demand: Demand) -> dict[str, list[Part]]:

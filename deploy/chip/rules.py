@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from base.errors import UserError
-from deploy.chip.findings import ERROR, OK, UNKNOWN, WARNING, Finding, finding
+from deploy.chip.findings import ERROR, WARNING, Finding, finding
 from deploy.chip.limits import Chip
 from deploy.chip.placement import HINTS, Placement
 from deploy.lava.graph import extra_delay, lags
 from quantize.arithmetic import STATE_SHIFT
 from quantize.integer_network import INPUT, IntegerNetwork, Population
 
-SEVERITIES = (ERROR, WARNING, UNKNOWN, OK)  # the gravest first
 Rule = Callable[[IntegerNetwork, Chip], Iterator[Finding]]
 
 
@@ -31,10 +30,17 @@ def check_placement(placement: Placement) -> list[Finding]:
 
 
 def worst(findings: Iterator[Finding]) -> list[Finding]:
-    """Those that break their rule; if none does, the one with the largest value."""
+    """Those that break their rule; if none does, the first that comes nearest to it."""
     every = list(findings)
     broken = [found for found in every if found.severity in (ERROR, WARNING)]
-    return broken or every[:1]
+    return broken or sorted(every, key=_distance)[:1]
+
+
+def _distance(found: Finding) -> int:
+    """From the largest value allowed, or from the least; words are all alike."""
+    if type(found.value) is not int:
+        return 0
+    return found.value if found.rule.endswith("_least") else -found.value
 
 
 def reset(network: IntegerNetwork, chip: Chip) -> Iterator[Finding]:
@@ -123,10 +129,9 @@ RULES: tuple[Rule, ...] = (
 
 
 def of_cores(placement: Placement, key: str) -> Iterator[Finding]:
-    """One of the limits of a core, the fullest core first."""
+    """One of the limits of a core, of every core."""
     chip = placement.chip
-    by_count = sorted(enumerate(placement.cores), key=lambda core: -core[1].load.counts[key])
-    for number, core in by_count:
+    for number, core in enumerate(placement.cores):
         count = core.load.counts[key]
         yield finding(chip, key, f"core {number}", count, count <= chip.value(key, count), HINTS[key])
 
@@ -137,20 +142,22 @@ def chips(placement: Placement) -> Iterator[Finding]:
     yield finding(placement.chip, "chip.chips", "network", placement.chips, fits, hint)
 
 
-def gravest(findings: Sequence[Finding]) -> str:
-    return min((found.severity for found in findings), key=SEVERITIES.index)
-
-
 def _bounds(
     network: IntegerNetwork, chip: Chip, key: str, hint: str, shift: int, populations: Sequence[Population]
 ) -> Iterator[Finding]:
     for population in populations:
         sums = sum(
-            int(connection.row_sums.max()) * network.payload_max(connection.source) * 2.0**connection.exponent
+            _largest_sum(connection.weight) * network.payload_max(connection.source) * 2.0**connection.exponent
             for connection in network.into(population.name)
         )
         bits = int(sums * (1 << shift)).bit_length() + 1
         yield finding(chip, key, _of(population), bits, bits <= chip.value(key, bits), hint, WARNING)
+
+
+def _largest_sum(weight: np.ndarray) -> int:
+    """Of one row's positive weights, or of its negative ones."""
+    rows = weight.reshape(len(weight), -1).astype(np.int64)
+    return int(max(rows.clip(min=0).sum(axis=1).max(), -rows.clip(max=0).sum(axis=1).min()))
 
 
 def _spiking(network: IntegerNetwork) -> list[Population]:

@@ -48,6 +48,9 @@ class Synapses(Protocol):
     def of_source(self, region: Region) -> Slices:
         """Where the axons of a part of the source lie in what `axons` returns."""
 
+    def operations(self, region: Region) -> np.ndarray:
+        """Synapses that a spike of each source neuron meets in that part of the target, in the source's shape."""
+
     def memory(self, region: Region, offset: int) -> Memory:
         """What that part of the target takes where `offset` neurons lie before it in its core."""
 
@@ -122,19 +125,19 @@ class Dense:
         self._before = np.zeros((len(connection.weight) + 1, connection.weight.shape[1]), np.int32)
         np.cumsum(connection.weight != 0, axis=0, out=self._before[1:])
 
-    def _synapses(self, region: Region) -> np.ndarray:
+    def operations(self, region: Region) -> np.ndarray:
         ((first, behind),) = region
-        return self._before[behind] - self._before[first]
+        return (self._before[behind] - self._before[first]).reshape(self._source)
 
     def axons(self, region: Region) -> np.ndarray:
-        return self._synapses(region).reshape(self._source) > 0
+        return self.operations(region) > 0
 
     def of_source(self, region: Region) -> Slices:
         return tuple(slice(*ends) for ends in region)
 
     def memory(self, region: Region, offset: int) -> Memory:
         ((first, behind),) = region
-        synapses, stored = self._synapses(region), self._stored
+        synapses, stored = self.operations(region), self._stored
         neurons, widths = offset + behind - first, stored.chip.value("synapse.index_bits")
         if widths is None:
             return stored.memory(stored.lists(np.where(synapses > 0, behind - first, 0), 0), 0)
@@ -190,13 +193,23 @@ class Convolution:
             rows.append((pattern, len(hit), first - band[0], hit[-1][0] - band[0]))
         return _Reach(*np.array(rows, np.int64).T)
 
-    def _groups(self, channels: tuple[int, int]) -> range:
-        return range(channels[0] // self._per_group, (channels[1] - 1) // self._per_group + 1)
+    def _across(self, channels: tuple[int, int]) -> dict[int, int]:
+        """How many of these channels lie in each group that they touch."""
+        size = self._per_group
+        touched = range(channels[0] // size, (channels[1] - 1) // size + 1)
+        return {group: min(channels[1], (group + 1) * size) - max(channels[0], group * size) for group in touched}
+
+    def operations(self, region: Region) -> np.ndarray:
+        channels, *bands = region
+        down, right = (self._reach(dimension, band).targets for dimension, band in enumerate(bands))
+        across = self._across(channels)
+        per_group = np.array([across.get(group, 0) for group in range(self._connection.groups)])
+        return np.repeat(per_group, self._connection.weight.shape[1])[:, None, None] * down[:, None] * right
 
     def axons(self, region: Region) -> np.ndarray:
         channels, *bands = region
         down, right = (self._reach(dimension, band).targets > 0 for dimension, band in enumerate(bands))
-        touched = np.isin(np.arange(self._connection.groups), self._groups(channels))
+        touched = np.isin(np.arange(self._connection.groups), list(self._across(channels)))
         if not self._by_pixel:
             touched = np.repeat(touched, self._connection.weight.shape[1])
         return touched[:, None, None] & down[:, None] & right
@@ -211,10 +224,7 @@ class Convolution:
         channels, *bands = region
         stored, fan_in = self._stored, self._connection.weight.shape[1]
         down, right = (self._reach(dimension, band) for dimension, band in enumerate(bands))
-        across = [
-            min(channels[1], (group + 1) * self._per_group) - max(channels[0], group * self._per_group)
-            for group in self._groups(channels)
-        ]
+        across = list(self._across(channels).values())
         if self._kernels == "once":
             kernels = sum(across) * self._connection.weight[0].size
             return stored.memory(stored.lists(np.array([kernels]), 0), 0)
