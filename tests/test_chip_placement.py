@@ -140,6 +140,14 @@ def test_a_population_is_cut_finer_when_what_it_feeds_takes_many_cores() -> None
     assert [part.size for _, part in placement.parts["dense1"]] == [455, 455, 114]
 
 
+def test_a_map_whose_rows_fill_no_core_is_cut_into_strips() -> None:
+    """14,553 neurons fill 14.2 cores; of 33 channels, no two rows of 21 pixels fit one."""
+    kernel = np.full((33, 1, 3, 3), 2)
+    neurons = Population("map", (33, 21, 21), *map(np.asarray, (4095, 0, 100, 0)))
+    network = IntegerNetwork((1, 21, 21), (neurons,), (Connection(INPUT, "map", kernel, padding=(1, 1)),), "map")
+    assert len(place(network, LOIHI1).cores) == 15
+
+
 def test_a_shared_kernel_is_stored_once_for_each_way_in_which_pixels_reach_a_core() -> None:
     """3 by 3 taps over 8 by 8 pixels reach alike inside, at four edges and in four corners."""
     kernel = np.full((4, 2, 3, 3), 2)

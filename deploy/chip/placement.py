@@ -2,10 +2,10 @@
 
 A part is a region of a population: neurons one after the other of a dense one, channels by rows by columns of a map.
 Only outputs are cut: everything that a neuron sums meets on its core, since no sum crosses cores. First each population
-is cut into as few parts as possible that fit a core each, maps so that their parts read the fewest axons. A spike that
-reaches many parts takes an output axon for each, so populations may have to be cut finer for what they feed, until
-nothing changes. Then parts share cores: the largest first, each onto the core with room to whose parts most axons lead.
-Ties go to the first, so that the same network always gets the same cores.
+is cut into parts that each fit a core and together fill as few as possible, of a map those that read the fewest axons.
+A spike that reaches many parts takes an output axon for each, so populations may have to be cut finer for what they
+feed, until nothing changes. Then parts share cores: the largest first, each onto the core with room to whose parts most
+axons lead. Ties go to the first, so that the same network always gets the same cores.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ HINTS = {
     "core.synapse_formats": "let fewer connections lead into it",
     "core.floors": "give all populations a floor, or none",
 }
+STRIPS_TRIED = 3  # numbers of cores that a map's neurons could fill; where memory asks for more, strips help little
 
 
 @dataclass(frozen=True)
@@ -130,24 +131,24 @@ def place(network: IntegerNetwork, chip: Chip) -> Placement:
 
 
 def least_cores(network: IntegerNetwork, chip: Chip) -> int:
-    """Cores that no placement can do without, by counting: all neurons, and the memory of dense weights, each row's
-    lists as long as wastes the least; and the neurons of each dense population, as many on a core as it can hold."""
-    limit = chip.value("core.synapse_bits")
-    needed = [sum(p.size for p in network.populations) / chip.value("core.neurons", NEVER)]
-    bits = 0.0
+    """Cores that no placement can do without, by counting: all neurons; of dense connections without zeros the memory,
+    were every list as long as wastes the least, the parts of their target, each as large as a core holds, and an output
+    axon of every source neuron to each of these."""
+    memory, most = chip.value("core.synapse_bits", NEVER), chip.value("core.neurons", NEVER)
+    bits, axons = 0.0, 0
+    needed = [sum(population.size for population in network.populations) / most]
     for connection in network.connections:
-        if connection.is_conv or limit is None:
+        if connection.is_conv or not connection.weight.all():
             continue
-        outputs, axons = len(connection.weight), int((connection.weight != 0).any(axis=0).sum())
-        full = int((connection.weight != 0).all())
-        widths = chip.value("synapse.weight_bits", [8])
-        width = min(bits for bits in widths if bits >= weight_bits(connection.weight))
+        outputs, inputs = connection.weight.shape
+        width = min(w for w in chip.value("synapse.weight_bits", [8]) if w >= weight_bits(connection.weight))
         lengths = np.arange(1, outputs + 1)
-        taken = list_bits(chip, lengths, width)
-        bits += full * axons * outputs * float((taken / lengths).min())
-        if full and taken[0] * axons <= limit:
-            needed.append(outputs / int(np.count_nonzero(taken * axons <= limit)))
-    needed.append(bits / (limit or NEVER))
+        taken = inputs * list_bits(chip, lengths, width)
+        bits += outputs * float((taken / lengths).min())
+        parts = outputs / min(most, int(np.count_nonzero(taken <= memory)))
+        needed.append(parts)
+        axons += inputs * ceil(parts) if connection.source in network.order else 0
+    needed += [bits / memory, axons / chip.value("core.output_axons", NEVER)]
     return max(1, ceil(max(needed)))
 
 
@@ -279,7 +280,23 @@ def _runs(demand: Demand, name: str, neurons: int) -> list[Part]:
 
 
 def _blocks(demand: Demand, name: str, shape: tuple[int, ...]) -> list[Part]:
-    """Blocks of equal shape, as few as fit, and of as few those that read the fewest axons."""
+    """Blocks on as few cores as their fills can share, and of these the ones that read the fewest axons: all of one
+    shape but for the last, at most twice as many as there must be; or strips, where these take fewer cores."""
+    best: tuple[int, int, list[Part]] | None = None
+
+    def consider(regions: Iterable[Region]) -> bool:
+        """Whether parts of these regions fit a core each."""
+        nonlocal best
+        parts = [Part(name, region) for region in regions]
+        # One in the middle reads the most.
+        if not demand.fit((parts[len(parts) // 2], *parts)):
+            return False
+        loads = [demand.of(part) for part in parts]
+        cores, axons = _bins(load.fill(demand.chip) for load in loads), sum(load.input_axons for load in loads)
+        if best is None or (cores, axons) < best[:2]:
+            best = cores, axons, parts
+        return True
+
     room = demand.chip.value("core.neurons", NEVER)
     sides = [sorted({ceil(size / count) for count in range(1, size + 1)}) for size in shape]
     shapes = sorted(
@@ -287,28 +304,56 @@ def _blocks(demand: Demand, name: str, shape: tuple[int, ...]) -> list[Part]:
         for block in product(*sides)
         if prod(block) <= room
     )
-    best: tuple[int, list[Part]] | None = None
-    fewest = 0
+    most = NEVER
     for count, block in shapes:
-        if best and count > fewest:
+        if count > most or (best and best[0] == 1):
             break
-        parts = [Part(name, region) for region in _regions(shape, block)]
-        # One in the middle reads the most.
-        if not demand.fit((parts[len(parts) // 2], *parts)):
-            continue
-        axons = sum(demand.of(part).input_axons for part in parts)
-        if best is None or axons < best[0]:
-            best, fewest = (axons, parts), count
+        if consider(_grid(shape, block)) and most == NEVER:
+            most = 2 * count
     if best is None:
         raise _too_much(demand, Part(name, tuple((size // 2, size // 2 + 1) for size in shape)))
-    return best[1]
+    if len(shape) == 3:
+        fewest = ceil(prod(shape) / room)
+        for cores, channels in product(range(fewest, min(best[0], fewest + STRIPS_TRIED)), sides[0]):
+            strips = cores // ceil(shape[0] / channels)  # of each band of channels
+            if cores < best[0] and strips and channels * ceil(shape[1] * shape[2] / strips) <= room:
+                consider(_strips(shape, channels, ceil(shape[1] * shape[2] / strips)))
+    return best[2]
 
 
-def _regions(shape: tuple[int, ...], block: tuple[int, ...]) -> Iterator[Region]:
+def _grid(shape: tuple[int, ...], block: tuple[int, ...]) -> Iterator[Region]:
     return product(*(
         [(first, min(first + side, size)) for first in range(0, size, side)]
         for size, side in zip(shape, block, strict=True)
     ))  # fmt: skip
+
+
+def _strips(shape: tuple[int, ...], channels: int, pixels: int) -> Iterator[Region]:
+    """For each so many channels the map cut after every so many pixels, row by row: what is left of a row, whole rows,
+    and the start of another."""
+    _, height, width = shape
+    for (band,) in _grid(shape[:1], (channels,)):
+        for start in range(0, height * width, pixels):
+            behind = min(start + pixels, height * width)
+            first, last = ceil(start / width), behind // width
+            if last < first:
+                yield band, (last, first), (start % width, behind % width)
+                continue
+            if start % width:
+                yield band, (first - 1, first), (start % width, width)
+            if first < last:
+                yield band, (first, last), (0, width)
+            if behind % width:
+                yield band, (last, last + 1), (0, behind % width)
+
+
+def _bins(fills: Iterable[float]) -> int:
+    """On how many cores parts that fill so much of one go, the largest first, each onto the first with room."""
+    bins: list[float] = []
+    for fill in sorted(fills, reverse=True):
+        place = next((number for number, filled in enumerate(bins) if filled + fill <= 1), len(bins))
+        bins[place:] = [(bins[place] if place < len(bins) else 0) + fill, *bins[place + 1 :]]
+    return len(bins)
 
 
 def _too_much(demand: Demand, neuron: Part) -> DoesNotFit:
