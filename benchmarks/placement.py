@@ -41,6 +41,7 @@ from quantize.integer_network import INPUT, Connection, IntegerNetwork, Populati
 
 # Input, then layers: neurons, or channels of a 3 by 3 kernel with the same padding, and its stride.
 Layer = int | tuple[int, int]
+RANDOM, STACKS = 100, 300
 INDICES = [0, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]  # 12 at most on a core; before a split more are needed
 NETWORKS: list[tuple[tuple[int, ...], list[Layer]]] = [
     ((64,), [64, 10]),
@@ -122,6 +123,55 @@ def memory(network: IntegerNetwork, chip: Chip) -> int:
     return sum(demand.of(whole).synapse_bits for whole in wholes)
 
 
+def blocks(network: IntegerNetwork) -> tuple[int, str]:
+    """Blocks that nengo-loihi splits the network into, and why it then refuses them, or nothing."""
+    model = theirs(network)
+    split_model(model)
+    try:
+        validate_model(model)
+    except (BuildError, AssertionError) as refused:
+        return len(model.blocks), str(refused)
+    return len(model.blocks), ""
+
+
+def drawn(random: np.random.Generator) -> IntegerNetwork:
+    """Dense layers behind each other, or convolutions and a dense layer."""
+    if random.random() < 0.5:
+        layers: list[Layer] = [int(size) for size in random.integers(1, 900, random.integers(1, 4))]
+        return network((int(random.integers(1, 1500)),), layers)
+    side = 2 * int(random.integers(2, 12)) + 1
+    maps = [(int(random.integers(1, 40)), int(random.integers(1, 3))) for _ in range(random.integers(1, 4))]
+    return network((int(random.integers(1, 5)), side, side), [*maps, int(random.integers(1, 40))])
+
+
+def compare_random(chip: Chip) -> str:
+    random = np.random.default_rng(0)
+    counts = {"fewer": 0, "as many": 0, "more": 0}
+    while sum(counts.values()) < RANDOM:
+        made = drawn(random)
+        there, refused = blocks(made)
+        if not refused:
+            here = len(place(made, chip).cores)
+            counts["fewer" if here < there else "as many" if here == there else "more"] += 1
+    told = ", ".join(f"{count} {what}" for what, count in counts.items())
+    return f"{RANDOM} random networks that nengo-loihi accepts, cores here: {told}."
+
+
+def stacks(chip: Chip) -> str:
+    """How far random dense layers behind each other, of 10 to 2,500 neurons, are from what counting allows."""
+    random, ratios, singles = np.random.default_rng(0), [], []
+    while len(ratios) + len(singles) < STACKS:
+        sizes = np.exp(random.uniform(np.log(10), np.log(2500), random.integers(2, 6))).astype(int).tolist()
+        made = network((sizes[0],), sizes[1:])
+        ratio = len(place(made, chip).cores) / least_cores(made, chip)
+        (singles if len(sizes) == 2 else ratios).append(ratio)
+    within = sum(ratio <= 1.1 for ratio in ratios)
+    return (
+        f"{len(singles)} random dense layers: at most {max(singles):.2f} times the least; {len(ratios)} stacks of 2 to "
+        f"4: {within} within a tenth of it, on average {np.mean(ratios):.2f} and at most {max(ratios):.2f} times."
+    )
+
+
 def main() -> None:
     chip = limits.load("loihi1")
     table = Table("network", "at least", "cores here", "s", "nengo-loihi", "s", "kbit here", "nengo-loihi")
@@ -131,30 +181,23 @@ def main() -> None:
         began = time.perf_counter()
         here = len(place(ours, chip).cores)
         seconds, began = time.perf_counter() - began, time.perf_counter()
-        model = theirs(ours)
-        bits = sum(synapse.bits() for block in model.blocks for synapse in block.synapses)
-        split_model(model)
-        there = str(len(model.blocks))
-        try:
-            validate_model(model)
-        except BuildError as refused:
-            there += " †"
-            refusals.append(str(refused))
+        there, refused = blocks(ours)
+        refusals += [f"† refused: {refused}"] if refused else []
         cells = (
             notation(shape, layers),
             least_cores(ours, chip),
             here,
             f"{seconds:.2f}",
-            there,
+            f"{there} †" if refused else there,
             f"{time.perf_counter() - began:.2f}",
             f"{memory(ours, chip) / 1000:,.0f}",
-            f"{bits / 1000:,.0f}",
+            f"{sum(s.bits() for block in theirs(ours).blocks for s in block.synapses) / 1000:,.0f}",
         )
         table.add_row(*map(str, cells))
     console = Console()
     console.print(table)
-    for refusal in refusals:
-        console.print(f"† refused: {refusal}", markup=False)
+    for sentence in (*refusals, compare_random(chip), stacks(chip)):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

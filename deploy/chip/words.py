@@ -22,8 +22,8 @@ def verdict(told: dict[str, Any]) -> str:
     words = f"{told['chip']}: {'fits' if told['fits'] else 'DOES NOT FIT'}"
     if not placed:
         return f"{words}; it has no place on any number of cores."
-    of_chips = "1 chip" if placed["chips"] == 1 else f"{placed['chips']:,} chips"
-    cores = f"{placed['cores']:,} cores of {of_chips}; by counting it takes at least {placed['least_cores']:,}"
+    of_chips = f"{_number(placed['cores'], 'core')} of {_number(placed['chips'], 'chip')}"
+    cores = f"{of_chips}; by counting it takes at least {placed['least_cores']:,}"
     return f"{words}, on {cores}." if told["fits"] else f"{words}; were it not for that, it would take {cores}."
 
 
@@ -77,6 +77,10 @@ def cores(told: dict[str, Any]) -> Table:
 
 def _name(key: str) -> str:
     return key.split(".")[1].replace("_", " ")
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _slices(region: Region) -> str:
