@@ -10,10 +10,11 @@ from test_chip_placement import LOIHI1, changed, dense
 
 from base.errors import UserError
 from deploy.chip import limits
-from deploy.chip.findings import Finding
+from deploy.chip.findings import DoesNotFit, Finding
 from deploy.chip.limits import CHIPS, KEYS, Chip
 from deploy.chip.placement import HINTS, place
 from deploy.chip.rules import check, check_placement
+from deploy.chip.summary import summary
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population, readout
 
 LOIHI2 = limits.load("loihi2")
@@ -77,7 +78,10 @@ def test_a_cycle_with_less_delay_than_connections_is_an_error_of_its_delay() -> 
     joined = [Connection(source, target, np.array([[2]]), delay=delay) for source, target, delay in ends]
     (found,) = [f for f in check(IntegerNetwork((1,), tuple(two), tuple(joined), "b"), LOIHI1) if f.severity == "error"]
     assert found.rule == "network.delay"
-    assert "raise its delays" in found.hint
+    assert "raise its delays" in found.sentence
+    told = summary(IntegerNetwork((1,), tuple(two), tuple(joined), "b"), LOIHI1)
+    assert (told["fits"], told["placement"]) == (False, None)
+    assert [row["rule"] for row in told["rules"] if row["severity"] == "error"] == ["network.delay"]
 
 
 def test_more_chips_than_there_are_is_an_error() -> None:
@@ -112,6 +116,7 @@ def test_a_chip_of_ones_own_is_a_file_and_what_it_leaves_out_is_unknown(tmp_path
     [
         ("[core]\nneuron = 5\n", "unknown key 'core.neuron'; did you mean 'core.neurons'?"),
         ("[core]\nneurons = 1.5\n", "'core.neurons' is 1.5; it must be a whole number"),
+        ("[core]\nneurons = 0\n", "'core.neurons' is 0; it must be a whole number above 0"),
         ("[core]\nneurons = {known = 'given'}\n", "'core.neurons' has no value; give one, or say known"),
         ("[core]\nneurons = {value = 3, from = 'x'}\n", "unknown key 'core.neurons.from'"),
         ("[core]\nneurons = {value = 3, known = 'sure'}\n", "'core.neurons.known' is 'sure'"),
@@ -138,3 +143,12 @@ def test_a_chip_that_is_not_there_is_refused(name: str, said: str) -> None:
 def test_a_finding_tells_the_place_the_value_the_limit_and_the_way_out() -> None:
     found = Finding("core.neurons", "error", "core 3", 1030, 1024, "a paper", "published", "use fewer neurons")
     assert found.sentence == "core 3: core.neurons is 1,030, the limit 1,024, 6 too many; use fewer neurons."
+    found = Finding("network.threshold_least", "error", "population 'a'", 0, 1, "a tool", "published", "raise it")
+    assert found.sentence == "population 'a': network.threshold_least is 0, the limit 1, 1 too few; raise it."
+
+
+def test_a_chip_without_a_format_for_a_kernel_says_so() -> None:
+    kernel = Connection(INPUT, "a", np.full((1, 1, 3, 3), 2))
+    neurons = Population("a", (1, 2, 2), *map(np.asarray, (4095, 0, 100, 0)))
+    with pytest.raises(DoesNotFit, match=r"core\.synapse_bits is more than any format of the chip can say, the limit"):
+        place(IntegerNetwork((1, 4, 4), (neurons,), (kernel,), "a"), changed(LOIHI1, synapse_index_bits=[0]))

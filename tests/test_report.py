@@ -13,6 +13,8 @@ import pytest
 
 from base.errors import UserError
 from deploy import report, verify
+from deploy.chip import limits
+from deploy.chip.summary import summary
 from quantize import reference
 from quantize.fidelity import fidelity
 from quantize.integer_network import Connection, IntegerNetwork, Population, readout
@@ -96,6 +98,10 @@ def different():
     return make_data()
 
 
+def on_chip(data, name):
+    return summary(data.network, limits.load(name), data.recordings["engine"], data.inputs)
+
+
 def written(data, folder):
     page = report.write(data, folder)
     return page.read_text(encoding="utf-8"), json.loads((folder / "report.json").read_text())
@@ -177,11 +183,27 @@ def test_names_that_carry_markup_stay_text(tmp_path):
         scales=[{HOSTILE: HOSTILE}],
         training=[{"loss": 1.0, HOSTILE: HOSTILE}],
     )
+    data = replace(data, chip=on_chip(data, "loihi1"))
     html, twin = written(data, tmp_path)
     assert "<script" not in html
     assert "<b>&<" not in html
     assert "&lt;script&gt;" in html
     assert twin["title"] == HOSTILE
+
+
+def test_page_tells_the_chip_its_cores_and_what_an_inference_costs(different, tmp_path):
+    html, twin = written(replace(different, chip=on_chip(different, "loihi1")), tmp_path)
+    assert "Loihi 1: fits, on 1 core of 1 chip; by counting it takes at least 1." in html
+    assert "Every core, filled as far as its fullest limit." in html
+    assert "Loihi 1, pre-silicon constants: Davies et al. 2018, Table 2" in html
+    assert "not to be compared with the chip" in html
+    assert twin["chip"]["split"]["equal"]
+    html, _ = written(replace(different, chip=on_chip(different, "loihi2")), tmp_path)
+    assert "are not public for Loihi 2, so there are no joules here" in html
+    nowhere = limits.Chip("tiny", {"core.input_axons": limits.Limit(1, "a test", "given")})
+    html, _ = written(replace(different, chip=summary(different.network, nowhere)), tmp_path)
+    assert "tiny: DOES NOT FIT; it has no place on any number of cores." in html
+    assert "core.input_axons is 9, the limit 1, 8 too many" in html
 
 
 def test_same_data_gives_the_same_bytes(different, pair, tmp_path):

@@ -31,6 +31,17 @@ CAVEAT = (
     "Arithmetic of 45 nm alone: no memory, no neuron updates, no idling, nothing that the host computes, and floats "
     "where the chip has integers; not to be compared with the chip's energy."
 )
+PUBLISHED = (
+    "energy.label",
+    "energy.synaptic_operation_pj",
+    "energy.neuron_update_pj",
+    "energy.spike_in_tile_pj",
+    "energy.tile_hop_pj",
+    "energy.static_mw",
+    "time.synaptic_operation_ns",
+    "time.neuron_update_ns",
+    "time.barrier_ns",
+)  # all that energy and time are made of
 CHUNK = 1 << 24  # spikes of one connection's source that are looked at together
 
 Range = tuple[float, float]
@@ -133,11 +144,12 @@ def _messages(placement: Placement, traffic: np.ndarray) -> dict[str, float]:
 
 
 def _published(placement: Placement, counts: Counts, messages: dict[str, float]) -> dict[str, Any] | None:
-    """Microjoules and microseconds, least and most; None for a chip whose file does not say them."""
+    """Microjoules and microseconds, least and most; None for a chip of which one of them is not known."""
     chip = placement.chip
-    if chip.value("energy.label") is None:
+    if any(chip.value(key) is None for key in PUBLISHED):
         return None
-    tiles = ceil(min(len(placement.cores), chip.value("chip.cores")) / chip.value("chip.cores_per_tile", 1))
+    cores = min(len(placement.cores), chip.value("chip.cores", len(placement.cores)))
+    tiles = ceil(cores / chip.value("chip.cores_per_tile", 1))
     farthest = max(1, 2 * isqrt(tiles - 1))  # corner to corner of a square that holds them
     hop = chip.value("energy.tile_hop_pj")
     events: dict[str, tuple[float, Range]] = {

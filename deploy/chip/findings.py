@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from base.errors import UserError
-from deploy.chip.limits import Chip
+from deploy.chip.limits import NEVER, Chip
 
 OK, WARNING, ERROR, UNKNOWN = "ok", "warning", "error", "unknown"
 
@@ -27,7 +27,11 @@ class Finding:
 
     @property
     def sentence(self) -> str:
-        by = f", {self.value - self.limit:,} too many" if type(self.value) is int and type(self.limit) is int else ""
+        if self.value is None:
+            return f"{self.where}: {self.rule}: {self.hint}."
+        by = ""
+        if type(self.value) is int and type(self.limit) is int and self.value < NEVER:
+            by = f", {abs(self.value - self.limit):,} too {'few' if self.rule.endswith('_least') else 'many'}"
         return f"{self.where}: {self.rule} is {_told(self.value)}, the limit {_told(self.limit)}{by}; {self.hint}."
 
 
@@ -47,4 +51,8 @@ class DoesNotFit(UserError):
 
 
 def _told(value: Any) -> str:
-    return f"{value:,}" if type(value) is int else str(value)
+    if type(value) is list:
+        return " or ".join(map(str, value))
+    if type(value) is not int:
+        return str(value)
+    return f"{value:,}" if value < NEVER else "more than any format of the chip can say"

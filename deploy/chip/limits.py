@@ -17,8 +17,9 @@ else:
 
 CHIPS = ("loihi1", "loihi2")
 KNOWN = ("published", "quoted", "given", "unknown")
-COUNT, AMOUNT, TEXT, COUNTS, TEXTS, RANGE = "a whole number", "a number", "a text", "a list of whole numbers", (
-    "a list of texts"), "a least and a most"  # fmt: skip
+COUNT, POSITIVE, AMOUNT, TEXT = "a whole number", "a whole number above 0", "a number", "a text"
+COUNTS, TEXTS, RANGE = "a list of whole numbers", "a list of texts", "a least and a most"
+NEVER = 1 << 62  # more than any chip holds: what no format of it can say
 
 # Every key that a chip's file may hold. One that is left out is unknown, and not checked.
 KEYS = {
@@ -31,7 +32,7 @@ KEYS = {
     "network.exponent_least": COUNT,  # of a connection
     "network.activation_bits": COUNT,  # signed, of the sum of one step's weights
     "network.state_bits": COUNT,  # signed, of u and v
-    "core.neurons": COUNT,
+    "core.neurons": POSITIVE,
     "core.synapse_bits": COUNT,
     "core.input_axons": COUNT,
     "core.output_axons": COUNT,
@@ -39,18 +40,18 @@ KEYS = {
     "core.threshold_configs": COUNT,  # distinct thresholds
     "core.synapse_formats": COUNT,  # distinct widths, exponents and delays
     "core.floors": COUNT,  # distinct least voltages
-    "chip.cores": COUNT,
-    "chip.chips": COUNT,
-    "chip.cores_per_tile": COUNT,
+    "chip.cores": POSITIVE,
+    "chip.chips": POSITIVE,
+    "chip.cores_per_tile": POSITIVE,
     "synapse.weight_bits": COUNTS,  # widths that a weight of mixed sign may have
     "synapse.index_bits": COUNTS,  # widths that the number of a target neuron may have; 0: dense
-    "synapse.block": COUNT,  # synapses
+    "synapse.block": POSITIVE,  # synapses
     "synapse.header_bits": COUNT,  # of a block
-    "synapse.word_bits": COUNT,  # to which a block is rounded up
+    "synapse.word_bits": POSITIVE,  # to which a block is rounded up
     "synapse.neuron_bits": COUNT,  # of synapse memory that a neuron's own state takes
     "synapse.kernels": TEXT,  # of a convolution in a core, see KERNELS
-    "synapse.base_limit": COUNT,  # below which the first neuron lies that an axon of a shared kernel reaches
-    "synapse.kernel_axon_slots": COUNT,  # output axons that one of a shared kernel takes
+    "synapse.base_limit": POSITIVE,  # below which the first neuron lies that an axon of a shared kernel reaches
+    "synapse.kernel_axon_slots": POSITIVE,  # output axons that one of a shared kernel takes
     "energy.label": TEXT,
     "energy.synaptic_operation_pj": RANGE,
     "energy.neuron_update_pj": RANGE,
@@ -141,8 +142,8 @@ def _limit(entry: Any, key: str, path: Path) -> Limit:
 
 
 def _is(value: Any, kind: str) -> bool:
-    if kind == COUNT:
-        return type(value) is int
+    if kind in (COUNT, POSITIVE):
+        return type(value) is int and (kind == COUNT or value > 0)
     if kind == AMOUNT:
         return type(value) in (int, float)
     if kind == TEXT:

@@ -19,8 +19,8 @@ from math import ceil, prod
 import numpy as np
 
 from deploy.chip.findings import DoesNotFit, finding
-from deploy.chip.limits import Chip
-from deploy.chip.synapses import NEVER, Region, list_bits, synapses_of, weight_bits
+from deploy.chip.limits import NEVER, Chip
+from deploy.chip.synapses import Region, list_bits, synapses_of, weight_bits
 from quantize.integer_network import Connection, IntegerNetwork
 
 # What a core is limited in, and what makes a population need less of it.

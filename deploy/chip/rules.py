@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from base.errors import UserError
-from deploy.chip.findings import ERROR, WARNING, Finding, finding
+from deploy.chip.findings import ERROR, WARNING, DoesNotFit, Finding, finding
 from deploy.chip.limits import Chip
 from deploy.chip.placement import HINTS, Placement
-from deploy.lava.graph import extra_delay, lags
+from deploy.chip.synapses import delays
 from quantize.arithmetic import STATE_SHIFT
 from quantize.integer_network import INPUT, IntegerNetwork, Population
 
@@ -81,17 +80,16 @@ def exponent(network: IntegerNetwork, chip: Chip) -> Iterator[Finding]:
 
 
 def delay(network: IntegerNetwork, chip: Chip) -> Iterator[Finding]:
-    """A connection takes a step on the chip; whatever skips populations waits for those between."""
+    """A connection takes a step on the chip; what skips populations waits for those between."""
     try:
-        lag = lags(network)
-    except UserError as error:
-        limit = chip["network.delay"]
-        yield Finding("network.delay", ERROR, "network", None, None, limit.source, limit.known, str(error).rstrip("."))
+        found = delays(network, chip)
+    except DoesNotFit as refused:
+        yield from refused.findings
         return
-    for connection in network.connections:
-        where, steps = f"connection {connection.name}", extra_delay(connection, lag)
+    for connection, steps in zip(network.connections, found, strict=True):
         fits = steps <= chip.value("network.delay", steps)
-        yield finding(chip, "network.delay", where, steps, fits, "lower the delay or skip fewer populations")
+        hint = "lower the delay or skip fewer populations"
+        yield finding(chip, "network.delay", f"connection {connection.name}", steps, fits, hint)
 
 
 def delay_of_full_core(network: IntegerNetwork, chip: Chip) -> Iterator[Finding]:

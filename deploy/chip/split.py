@@ -22,7 +22,16 @@ from quantize.arithmetic import DECAY_UNITY
 from quantize.integer_network import Connection, IntegerNetwork, Population
 
 Ends = tuple[int, int]
+RELAY_MAX = 1 << 13  # neurons: 128 MiB of weights
+RELAY_SIDE_MAX = 128  # a connection's padding is at most 127
 ARRAYS = ("decay_u", "decay_v", "threshold_mant", "bias_mant")
+
+
+def can_be_split(network: IntegerNetwork, placement: Placement) -> bool:
+    """Whether relays can be said: a kernel reaches so far at most, and a dense one has the square of its neurons as
+    weights."""
+    cut = [network[name] for name, parts in placement.parts.items() if len(parts) > 1]
+    return all(p.size <= RELAY_MAX if len(p.shape) == 1 else max(p.shape[1:]) <= RELAY_SIDE_MAX for p in cut)
 
 
 def split(network: IntegerNetwork, placement: Placement) -> IntegerNetwork:

@@ -12,7 +12,7 @@ from deploy.chip.findings import ERROR, DoesNotFit
 from deploy.chip.limits import Chip
 from deploy.chip.placement import Demand, Placement, least_cores, place
 from deploy.chip.rules import check, check_placement
-from deploy.chip.split import split
+from deploy.chip.split import can_be_split, split
 from deploy.verify import compare
 from quantize import engine
 from quantize.integer_network import IntegerNetwork
@@ -25,14 +25,15 @@ def summary(
     network: IntegerNetwork, chip: Chip, recording: Recording | None = None, inputs: np.ndarray | None = None
 ) -> dict[str, Any]:
     """The numbers of `chip.json`. With a recording and its inputs [T, B, *input_shape] also what an inference costs and
-    whether the parts fire what the recording holds; both are None otherwise, as is the placement where there is none.
+    whether the parts fire what the recording holds; both are None otherwise, as is the placement where there is none,
+    and the latter where relays would be too large.
     """
     findings, placement = check(network, chip), None
     try:
         placement = place(network, chip)
         findings += check_placement(placement)
     except DoesNotFit as refused:
-        findings += refused.findings
+        findings += [found for found in refused.findings if found not in findings]
     told: dict[str, Any] = {
         "chip": chip.name,
         "fits": not any(found.severity == ERROR for found in findings),
@@ -48,7 +49,8 @@ def summary(
         counts = count(network, placement, recording, inputs)
         told["cost"] = cost(network, placement, counts)
         told["placement"]["messages"] = _pairs(counts.traffic)
-        told["split"] = _split(network, placement, recording, inputs[:, :SPLIT_SAMPLES])
+        if can_be_split(network, placement):
+            told["split"] = _split(network, placement, recording, inputs[:, :SPLIT_SAMPLES])
     return told
 
 

@@ -18,8 +18,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from deploy.chip.findings import DoesNotFit, finding
-from deploy.chip.limits import Chip
+from base.errors import UserError
+from deploy.chip.findings import ERROR, DoesNotFit, Finding, finding
+from deploy.chip.limits import NEVER, Chip
 from deploy.lava.graph import extra_delay, lags
 from quantize.arithmetic import WEIGHT_STEP
 from quantize.integer_network import Connection, IntegerNetwork
@@ -27,8 +28,6 @@ from quantize.integer_network import Connection, IntegerNetwork
 Region = tuple[tuple[int, int], ...]
 Slices = tuple[slice, ...]
 Format = tuple[int, int, int, int]  # exponent, and bits of a weight, a delay and an index
-
-NEVER = 1 << 62  # bits of what no format of the chip can say
 
 
 class Memory(NamedTuple):
@@ -56,14 +55,26 @@ class Synapses(Protocol):
 
 
 def synapses_of(network: IntegerNetwork, chip: Chip) -> list[Synapses]:
-    """Of each connection, in the network's order."""
-    lag = lags(network)
+    """Of each connection, in the network's order. Raises DoesNotFit for weights wider than any of the chip, and as
+    `delays` does."""
     return [
-        (Convolution if connection.is_conv else Dense)(
-            chip, connection, network.shape_of(connection.source), extra_delay(connection, lag)
-        )
-        for connection in network.connections
+        (Convolution if connection.is_conv else Dense)(chip, connection, network.shape_of(connection.source), delay)
+        for connection, delay in zip(network.connections, delays(network, chip), strict=True)
     ]
+
+
+def delays(network: IntegerNetwork, chip: Chip) -> list[int]:
+    """Steps that each connection's synapses wait beside the one that they take, as what skips populations waits for
+    those between. Raises DoesNotFit for a cycle of less delay than connections."""
+    try:
+        lag = lags(network)
+    except UserError as error:
+        limit = chip["network.delay"]
+        told = Finding(
+            "network.delay", ERROR, "network", None, limit.value, limit.source, limit.known, str(error).rstrip(".")
+        )
+        raise DoesNotFit([told]) from error
+    return [extra_delay(connection, lag) for connection in network.connections]
 
 
 def weight_bits(weight: np.ndarray) -> int:

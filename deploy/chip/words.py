@@ -22,9 +22,9 @@ def verdict(told: dict[str, Any]) -> str:
     words = f"{told['chip']}: {'fits' if told['fits'] else 'DOES NOT FIT'}"
     if not placed:
         return f"{words}; it has no place on any number of cores."
-    of_chips = f"{_number(placed['cores'], 'core')} of {_number(placed['chips'], 'chip')}"
-    cores = f"{of_chips}; by counting it takes at least {placed['least_cores']:,}"
-    return f"{words}, on {cores}." if told["fits"] else f"{words}; were it not for that, it would take {cores}."
+    room = f"{_number(placed['cores'], 'core')} of {_number(placed['chips'], 'chip')}"
+    room += f"; by counting it takes at least {placed['least_cores']:,}"
+    return f"{words}, on {room}." if told["fits"] else f"{words}; were it not for that, it would take {room}."
 
 
 def report(told: dict[str, Any]) -> str:
@@ -62,15 +62,15 @@ def rules(told: dict[str, Any]) -> Table:
 
 def cores(told: dict[str, Any]) -> Table:
     """What lies on each core of a placement, and how full it is."""
-    cores = told["placement"]["utilisation"][:SHOWN_CORES]
-    limited = list(cores[0]["shares"])
+    shown = told["placement"]["utilisation"][:SHOWN_CORES]
+    limited = list(shown[0]["shares"])
     rows = [
         [
             str(core["core"]),
             ", ".join(f"{part['population']} {_slices(part['region'])}" for part in core["parts"]),
             *(f"{core['counts'][key]:,} ({core['shares'][key]:.0%})" for key in limited),
         ]
-        for core in cores
+        for core in shown
     ]
     return ["core", "holds", *map(_name, limited)], rows
 
