@@ -21,7 +21,7 @@ from quantize.integer_network import Connection, IntegerNetwork
 
 HALF_SPAN = 128  # halved weights are -128..127
 SAMPLED = 4  # samples of a batch by which its density is told
-UNROLLED = 8  # rows that are added at once
+UNROLLED = 4  # rows that are added at once
 
 # add(source [T, B, I], step, sample, activation [t, b, N]): the spikes of steps step..step+t-1 and samples
 # sample..sample+b-1 are weighed, summed, shifted and added to the activation, int32.
@@ -136,7 +136,8 @@ def _reach(
     pixels = (y * width + x)[inside]
     positions, places = np.nonzero(inside.reshape(len(down) * len(right), -1))
     order = pixels.argsort(kind="stable")
-    return np.searchsorted(pixels[order], np.arange(height * width + 1)), positions[order], places[order]
+    starts = np.searchsorted(pixels[order], np.arange(height * width + 1))
+    return starts.astype(np.uint32), positions[order].astype(np.uint32), places[order].astype(np.uint32)
 
 
 def _byte_product(half: np.ndarray, largest: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -169,7 +170,7 @@ def _byte_product(half: np.ndarray, largest: int) -> Callable[[np.ndarray], np.n
 def _add_rows(source, step, sample, weights, left, right, sums, activation):  # type: ignore[no-untyped-def]
     """source uint8 [T, B, I], weights int8 [I + 1, N], sums [N], activation int32 [t, b, N]."""
     inputs, outputs = source.shape[2], weights.shape[1]
-    firing = np.empty(inputs + UNROLLED, np.int64)
+    firing = np.empty(inputs + UNROLLED, np.uint32)  # signed indices would be checked for counting from the end
     for t in range(activation.shape[0]):
         for b in range(activation.shape[1]):
             count = 0
@@ -180,14 +181,8 @@ def _add_rows(source, step, sample, weights, left, right, sums, activation):  # 
             sums[:] = 0
             for k in range(0, count, UNROLLED):
                 i0, i1, i2, i3 = firing[k], firing[k + 1], firing[k + 2], firing[k + 3]
-                i4, i5, i6, i7 = firing[k + 4], firing[k + 5], firing[k + 6], firing[k + 7]
                 for n in range(outputs):
-                    sums[n] += (
-                        (weights[i0, n] + weights[i1, n])
-                        + (weights[i2, n] + weights[i3, n])
-                        + (weights[i4, n] + weights[i5, n])
-                        + (weights[i6, n] + weights[i7, n])
-                    )
+                    sums[n] += weights[i0, n] + weights[i1, n] + weights[i2, n] + weights[i3, n]
             for n in range(outputs):
                 activation[t, b, n] += (np.int64(sums[n]) << left) >> right
 
@@ -199,7 +194,7 @@ def _add_taps(  # type: ignore[no-untyped-def]
     """source uint8 [T, B, C H W], kernels int8 [C, places, O / groups], sums [P, groups, O / groups], activation int32
     [t, b, O P]."""
     pixels = len(starts) - 1
-    firing = np.empty(pixels + 1, np.int64)
+    firing = np.empty(pixels + 1, np.uint32)
     for t in range(activation.shape[0]):
         for b in range(activation.shape[1]):
             sums[:] = 0
