@@ -86,7 +86,8 @@ wrote this page: samples a second on two cores that other work shares, medians o
 {STREAMED} and up to {LANED:,} samples. With "a runtime each" Lava's processes are made, compiled, run and stopped for
 every sample, as its tutorials do; imports and the layout of weights are not counted. The others are what
 `pipeline.py deploy` does: one runtime in a guarded process, whose start is counted, one lane on stock processes
-throughout, or as many lanes as it chooses by itself for a long set. Every spike of every population was the engine's.
+throughout, or as many lanes as it chooses by itself for a long set; where a set is short, the start is most of it.
+Every spike of every population was the engine's.
 
 | network | T | a runtime each | one lane | lanes | with lanes | times a runtime each |
 |---|---:|---:|---:|---:|---:|---:|
