@@ -1,18 +1,13 @@
-"""The fast exact simulator: matrix products over all steps at once, then one compiled scan over time per population.
+"""The fast exact simulator: each population's activation over many steps at once, then one compiled scan over time.
 
-Exact because every sum is a whole number that the chosen float type holds: float32 while the largest possible partial
-sum stays below 2^24, else float64. The scan's integer step is `arithmetic.lif_step` in another form; the tests hold
-the two equal.
+What its connections add is `quantize/synapses.py`. The scan's integer step is `arithmetic.lif_step` in 32 bits; the
+tests hold the two equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 from numba import njit
-from numpy.lib.stride_tricks import sliding_window_view
 
 from quantize.arithmetic import (
     CURRENT_DECAY_OFFSET,
@@ -22,15 +17,13 @@ from quantize.arithmetic import (
     STATE_SHIFT,
     is_late,
     readout_current,
-    shift,
 )
-from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
+from quantize.integer_network import INPUT, IntegerNetwork, Population
 from quantize.recording import Recording, Traces, hash_of
+from quantize.synapses import adder
 
-FLOAT32_EXACT = 1 << 24
-WORKSPACE = 1 << 26  # bytes that one layer's float input may take; larger batches are cut
-
-Product = Callable[[np.ndarray], np.ndarray]
+WORKSPACE = 1 << 21  # bytes that one population's activation may take; larger batches are cut
+SATURATING = 1 << 30  # a current that saturates v whatever else is added, and that 32 bits can still be added to
 
 
 def run(network: IntegerNetwork, inputs: np.ndarray, states: int = 0) -> Recording:
@@ -39,172 +32,143 @@ def run(network: IntegerNetwork, inputs: np.ndarray, states: int = 0) -> Recordi
     Raises UserError where the inputs do not fit the network.
     """
     inputs = network.check_inputs(inputs)
+    return Recording("engine", network.hash, hash_of(inputs), *simulate(network, inputs, states))
+
+
+def simulate(network: IntegerNetwork, inputs: np.ndarray, states: int = 0) -> tuple[Traces, Traces, Traces]:
+    """What all populations emit, u and v, as a Recording holds them, of checked inputs."""
     steps, samples = inputs.shape[:2]
     states = min(states, samples)
-    products = {id(connection): _product(network, connection) for connection in network.connections}
-    flat = inputs.reshape(steps, samples, -1)
-    emitted = {
-        p.name: np.empty((steps, samples, p.size), np.uint8 if p.spiking else np.int32) for p in network.populations
-    }
-    u = {p.name: np.empty((steps, states, p.size), np.int32) for p in network.populations}
-    v = {p.name: np.empty((steps, states, p.size), np.int32) for p in network.populations}
-    widest = max((_columns(network, connection) for connection in network.connections), default=1)
-    chunk = max(1, WORKSPACE // (4 * steps * widest))
+    flat = np.ascontiguousarray(inputs).reshape(steps, samples, -1)
+    still = all(np.array_equal(flat[0], shown) for shown in flat[1:])
+    chunk = min(samples, max(1, WORKSPACE // (4 * steps * max(p.size for p in network.populations))))
+    layers = {p.name: _Layer(network, p, (steps, samples, states), chunk, still) for p in network.populations}
+    sources = {INPUT: flat} | {name: layer.emitted for name, layer in layers.items()}
+    components = _components(network)
     for first in range(0, samples, chunk):
-        part = slice(first, first + chunk)
-        layers = {
-            p.name: _Layer(network, p, flat[0, part], emitted[p.name][:, part], u[p.name][:, part], v[p.name][:, part])
-            for p in network.populations
-        }
-        sources = {INPUT: flat[:, part]} | {name: layer.emitted for name, layer in layers.items()}
-        for names in _components(network):
-            in_cycle = len(names) > 1 or any(c.source == c.target for c in network.into(names[0]))
-            windows = [slice(t, t + 1) for t in range(steps)] if in_cycle else [slice(0, steps)]
-            for window in windows:
+        for layer in layers.values():
+            layer.begin(first, min(chunk, samples - first), flat)
+        for names in components:
+            for name in names:
+                layers[name].hear(sources, {INPUT, *layers} - {*names}, 0, steps)
+            in_cycle = any(c.source in names for name in names for c in network.into(name))
+            for start, stop in [(t, t + 1) for t in range(steps)] if in_cycle else [(0, steps)]:
                 for name in names:
-                    layers[name].advance(window, sources, products)
+                    layers[name].hear(sources, {*names}, start, stop)
+                    layers[name].fire(start, stop)
 
-    def shaped(traces: Traces, names: list[str]) -> Traces:
-        return {name: traces[name].reshape(*traces[name].shape[:2], *network[name].shape) for name in names}
+    def shaped(traces: Traces) -> Traces:
+        return {name: trace.reshape(*trace.shape[:2], *network[name].shape) for name, trace in traces.items()}
 
-    spiking = [p.name for p in network.populations if p.spiking]
-    traces = {"u": shaped(u, spiking), "v": shaped(v, spiking)} if states else {}
-    return Recording("engine", network.hash, hash_of(inputs), shaped(emitted, list(emitted)), **traces)
+    emitted = shaped({name: layer.emitted for name, layer in layers.items()})
+    spiking = [p.name for p in network.populations if p.spiking] if states else []
+    u, v = (shaped({name: layers[name].traces[place] for name in spiking}) for place in (0, 1))
+    return emitted, u, v
 
 
 class _Layer:
-    """A population's running state over one batch, and the places [T, B, N] where what it emits and its traces go.
+    """A population's running state over one batch of samples, and the places [T, B, N] where what it emits and its
+    traces go, for all of them.
 
-    `shown` [B, input size] is the input of the first step, which is the bias where the input is one.
+    `still`: the input is the same at every step.
     """
 
     def __init__(
-        self,
-        network: IntegerNetwork,
-        population: Population,
-        shown: np.ndarray,
-        emitted: np.ndarray,
-        u: np.ndarray,
-        v: np.ndarray,
+        self, network: IntegerNetwork, population: Population, sizes: tuple[int, int, int], chunk: int, still: bool
     ) -> None:
-        self.emitted = emitted
-        self._population = population
-        self._traces = (u, v)
-        self._into = network.into(population.name)
-        self._state = np.zeros((2, *emitted.shape[1:]), np.int32)
-        self._parameters = tuple(
-            np.ascontiguousarray(np.broadcast_to(values, population.shape), np.int64).reshape(-1)
+        steps, samples, states = sizes
+        self._population, self._still, self._size = population, still, population.size
+        self._takes_bias = population.name == network.input_is_bias_of
+        self._adders = [(connection, adder(network, connection)) for connection in network.into(population.name)]
+        *self._parameters, bias = (
+            np.ascontiguousarray(np.broadcast_to(values, population.shape), np.int32).reshape(-1)
             for values in (
-                DECAY_UNITY - (population.decay_u.astype(np.int64) + CURRENT_DECAY_OFFSET),
-                DECAY_UNITY - population.decay_v.astype(np.int64),
-                population.threshold_mant.astype(np.int64) << STATE_SHIFT,
+                DECAY_UNITY - (population.decay_u + CURRENT_DECAY_OFFSET),
+                DECAY_UNITY - population.decay_v,
+                population.threshold_mant << STATE_SHIFT,
+                population.bias,
             )
         )
-        if population.name == network.input_is_bias_of:
-            self._bias = shown.astype(np.int64) << population.bias_exp
-        else:
-            self._bias = np.broadcast_to(population.bias, population.shape).reshape(1, -1).copy()
+        self._bias = bias[None]
         self._modes = (population.reset.startswith("hard"), is_late(population.reset), population.floor)
+        self._space = np.empty(steps * chunk * self._size, np.int32)  # new pages for every batch would take a while
+        self.emitted = np.empty((steps, samples, self._size), np.uint8 if population.spiking else np.int32)
+        self.traces = tuple(np.empty((steps, states, self._size), np.int32) for _ in ("u", "v"))
 
-    def advance(self, window: slice, sources: dict[str, np.ndarray], products: dict[int, Product]) -> None:
-        """Run the steps of `window`, which follow the ones run before."""
-        emitted, u, v = self.emitted[window], *(trace[window] for trace in self._traces)
-        activation = np.zeros(emitted.shape, np.int32)
-        steps = len(emitted)
-        for connection in self._into:
-            late = min(max(connection.delay - window.start, 0), steps)  # steps whose source lies before the start
-            source = sources[connection.source][window.start + late - connection.delay : window.stop - connection.delay]
-            if late < steps:
-                summed = products[id(connection)](source.reshape(-1, source.shape[-1]))
-                activation[late:] += shift(summed, connection.exponent).reshape(activation[late:].shape)
+    def begin(self, first: int, samples: int, flat: np.ndarray) -> None:
+        """Start with so many samples from `first` on; flat [T, B, I] is the network's input."""
+        steps = len(self.emitted)
+        self._first = first
+        self._activation = self._space[: steps * samples * self._size].reshape(steps, samples, self._size)
+        self._activation[:] = 0
+        self._state = np.zeros((2, samples, self._size), np.int32)
+        if self._takes_bias:
+            self._bias = flat[0, first : first + samples].astype(np.int32) << self._population.bias_exp
+
+    def hear(self, sources: dict[str, np.ndarray], names: set[str], start: int, stop: int) -> None:
+        """Add to the activation of those steps what the named sources send."""
+        for connection, add in self._adders:
+            if connection.source not in names:
+                continue
+            heard = self._activation[max(start, connection.delay) : stop]
+            if connection.source == INPUT and self._still:
+                once = np.zeros((1, *heard.shape[1:]), np.int32)
+                add(sources[INPUT], 0, self._first, once)
+                heard += once
+            elif len(heard):
+                add(sources[connection.source], max(start - connection.delay, 0), self._first, heard)
+
+    def fire(self, start: int, stop: int) -> None:
+        """Run those steps, which follow the ones run before."""
         if self._population.spiking:
-            _scan(activation, *self._state, *self._parameters, self._bias, *self._modes, emitted, u, v)
+            window, places = (start, stop, self._first), (self.emitted, *self.traces)
+            _scan(self._activation, *window, *self._state, *self._parameters, self._bias, *self._modes, *places)
         else:
-            emitted[:] = readout_current(activation, self._bias)
+            currents = readout_current(self._activation[start:stop], self._bias)
+            self.emitted[start:stop, self._first : self._first + currents.shape[1]] = currents
 
 
 @njit(cache=True, nogil=True)
-def _scan(activation, u, v, keep_u, keep_v, threshold, bias, hard, late, floor, spikes, u_trace, v_trace):  # type: ignore[no-untyped-def]
-    """activation [T, B, N] int32; u, v [B, N] int32, updated; parameters [N] and bias [B or 1, N] int64; spikes
-    [T, B, N]; traces [T, b, N].
+def _kept(state, share):  # type: ignore[no-untyped-def]
+    """state share / 4096 truncated toward zero, without leaving 32 bits: 4096 times the high bits are multiplied apart
+    from the low ones, and a negative quotient is rounded up."""
+    negative = (state >> np.int32(31)) & np.int32(DECAY_UNITY - 1)
+    low = np.int32(np.int32(np.int32(state & np.int32(DECAY_UNITY - 1)) * share) + negative)
+    return np.int32(np.int32((state >> np.int32(DECAY_BITS)) * share) + (low >> np.int32(DECAY_BITS)))
 
-    (p + ((p >> 63) & 4095)) >> 12 is p / 4096 truncated toward zero.
+
+@njit(cache=True, nogil=True)
+def _scan(  # type: ignore[no-untyped-def]
+    activation, start, stop, first, u, v, keep_u, keep_v, threshold, bias, hard, late, floor, spikes, u_trace, v_trace
+):
+    """activation [T, b, N]; u, v [b, N], updated; parameters [N]; bias [b or 1, N]; all int32. The batch is the samples
+    from `first` on of spikes uint8 [T, B, N], and of the traces [T, states, N].
     """
-    fraction = DECAY_UNITY - 1
     for b in range(activation.shape[1]):
-        traced = b < u_trace.shape[1]
         own_bias = bias[b] if len(bias) > 1 else bias[0]
-        for t in range(activation.shape[0]):
+        for t in range(start, stop):
             for n in range(activation.shape[2]):
-                product = np.int64(u[b, n]) * keep_u[n]
-                current = (product + ((product >> 63) & fraction)) >> DECAY_BITS
-                current += np.int64(activation[t, b, n]) << STATE_SHIFT
+                current = np.int32(_kept(u[b, n], keep_u[n]) + (activation[t, b, n] << np.int32(STATE_SHIFT)))
                 if current > STATE_LIMIT:
-                    current -= 2 * STATE_LIMIT
+                    current = np.int32(current - np.int32(2 * STATE_LIMIT))
                 elif current <= -STATE_LIMIT:
-                    current += 2 * STATE_LIMIT
-                product = np.int64(v[b, n]) * keep_v[n]
-                voltage = ((product + ((product >> 63) & fraction)) >> DECAY_BITS) + current + own_bias[n]
+                    current = np.int32(current + np.int32(2 * STATE_LIMIT))
+                added = min(max(current, np.int32(-SATURATING)), np.int32(SATURATING))
+                voltage = np.int32(_kept(v[b, n], keep_v[n]) + added + own_bias[n])
                 if late and v[b, n] > threshold[n]:
-                    voltage = 0 if hard else voltage - threshold[n]
-                voltage = min(max(voltage, -(STATE_LIMIT - 1)), STATE_LIMIT - 1)
+                    voltage = np.int32(0) if hard else np.int32(voltage - threshold[n])
+                voltage = min(max(voltage, np.int32(-(STATE_LIMIT - 1))), np.int32(STATE_LIMIT - 1))
                 if floor:
-                    voltage = max(voltage, 0)
+                    voltage = max(voltage, np.int32(0))
                 fires = voltage > threshold[n]
                 if fires and not late:
-                    voltage = 0 if hard else voltage - threshold[n]
+                    voltage = np.int32(0) if hard else np.int32(voltage - threshold[n])
                 u[b, n] = current
                 v[b, n] = voltage
-                spikes[t, b, n] = fires
-                if traced:
-                    u_trace[t, b, n] = current
-                    v_trace[t, b, n] = voltage
-
-
-def _product(network: IntegerNetwork, connection: Connection) -> Product:
-    """The connection's sum before the shift, as a function: spikes uint8 [M, N] -> int32 or int64 [M, outputs]."""
-    worst = int(connection.row_sums.max()) * network.payload_max(connection.source)
-    real: Any = np.float32 if worst < FLOAT32_EXACT else np.float64
-    whole = np.int32 if worst < 1 << 31 else np.int64
-    if not connection.is_conv:
-        transposed = np.ascontiguousarray(connection.weight.T, real)
-        return lambda spikes: (spikes.astype(real) @ transposed).astype(whole)
-    shape, (rows, columns) = network.shape_of(connection.source), connection.padding
-    (down, right), (vertical, horizontal) = connection.dilation, connection.stride
-    outputs, group_channels, height, width = connection.weight.shape
-    per_group = outputs // connection.groups
-    kernels = [
-        np.ascontiguousarray(kernel.reshape(per_group, -1).T, real)
-        for kernel in np.split(connection.weight, connection.groups)
-    ]
-    block = max(1, WORKSPACE // (4 * _columns(network, connection)))
-
-    def convolve(spikes: np.ndarray) -> np.ndarray:
-        maps = spikes.reshape(-1, *shape)
-        padded = np.pad(maps, ((0, 0), (0, 0), (rows, rows), (columns, columns)))
-        span = (down * (height - 1) + 1, right * (width - 1) + 1)
-        windows = sliding_window_view(padded, span, (2, 3))  # type: ignore[call-overload]
-        windows = windows[:, :, ::vertical, ::horizontal, ::down, ::right]
-        summed = np.empty((len(spikes), outputs, *windows.shape[2:4]), whole)
-        for group, kernel in enumerate(kernels):
-            channels = slice(group * group_channels, (group + 1) * group_channels)
-            targets = slice(group * per_group, (group + 1) * per_group)
-            for first in range(0, len(spikes), block):
-                patches = windows[first : first + block, channels].transpose(0, 2, 3, 1, 4, 5).astype(real)
-                product = patches.reshape(*patches.shape[:3], -1) @ kernel
-                summed[first : first + block, targets] = product.transpose(0, 3, 1, 2)
-        return summed.reshape(len(spikes), -1)
-
-    return convolve
-
-
-def _columns(network: IntegerNetwork, connection: Connection) -> int:
-    """Floats that one sample's step takes as the left side of the connection's matrix product."""
-    source = network.shape_of(connection.source)
-    if not connection.is_conv:
-        return int(np.prod(source))
-    positions = connection.output_shape(source)[1:]
-    return int(np.prod(positions)) * connection.weight[0].size
+                spikes[t, first + b, n] = fires
+            if first + b < u_trace.shape[1]:
+                u_trace[t, first + b] = u[b]
+                v_trace[t, first + b] = v[b]
 
 
 def _components(network: IntegerNetwork) -> list[list[str]]:

@@ -147,7 +147,7 @@ class Connection:
     def is_conv(self) -> bool:
         return self.weight.ndim == 4
 
-    @property
+    @cached_property
     def row_sums(self) -> np.ndarray:
         """Sum of |weight| into each output (dense) or output channel (conv), int64 [O]."""
         return np.abs(self.weight.astype(np.int64)).reshape(len(self.weight), -1).sum(axis=1)
@@ -436,8 +436,8 @@ def _integers(what: str, values: Any, low: int, high: int) -> np.ndarray:
         array = array.astype(np.uint8)
     if array.dtype.kind not in "iu":
         raise UserError(f"{what}: is of type {array.dtype}, not integer; only whole numbers reach the chip.")
-    outside = (array < low) | (array > high)
-    if outside.any():
+    if array.size and (array.min() < low or array.max() > high):
+        outside = (array < low) | (array > high)
         position = tuple(int(i) for i in np.argwhere(outside)[0])
         where = f" at {position}" if position else ""
         raise UserError(f"{what}: {array[position]}{where} lies outside {low}..{high}.")

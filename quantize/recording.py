@@ -57,8 +57,9 @@ class Recording:
 
 def hash_of(array: np.ndarray) -> str:
     """SHA-256 of an array's type, shape and bytes; names the inputs of a run."""
-    array = np.ascontiguousarray(array)
-    return hashlib.sha256(f"{array.dtype.str}:{array.shape}".encode() + array.tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{array.dtype.str}:{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def predictions(recording: Recording, network: IntegerNetwork) -> np.ndarray:

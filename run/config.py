@@ -90,14 +90,15 @@ class NetworkConfig:
 @dataclass(frozen=True)
 class DeployConfig:
     """backends: who runs the integer network. samples: how many held-out samples each runs, 0 for all; the first
-    `states` of them with u and v recorded. The rest is Lava's: target, lanes side by side, seconds until a run is given
-    up, the interpreter of its process (empty: this one), and the process a convolution becomes."""
+    `states` of them with u and v recorded. The rest is Lava's: target, lanes side by side (0: one, or many where one
+    after the other would take long), seconds until a run is given up, the interpreter of its process (empty: this
+    one), and the process a convolution becomes."""
 
     backends: tuple[str, ...] = ("reference", "engine", "lava")
     samples: int = 0
     states: int = 4
     target: str = "loihi2-sim"
-    lanes: int = 1
+    lanes: int = 0
     deadline: float = 600.0
     python: str = ""
     convolution: str = "Sparse"

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from strategies import networks
 
 from quantize import engine, reference
+from quantize.arithmetic import DECAY_UNITY, STATE_LIMIT, truncate_toward_zero
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 from quantize.recording import TRACES, Recording
 
@@ -40,15 +41,33 @@ def test_engine_cut_into_small_batches_equals_reference(case: Any) -> None:
         assert_equal(reference.run(network, inputs, states=2), engine.run(network, inputs, states=2))
 
 
-@pytest.mark.parametrize("inputs_wide", [65_793, 70_000])
-def test_sums_that_float32_cannot_hold_stay_exact(inputs_wide: int) -> None:
-    """With all weights -256 but one, the sum passes 2^24, where float32 would lose its last bit."""
-    weight = np.full((1, inputs_wide), -256)
-    weight[0, 0] = 2
-    lif = Population("a", (1,), decay_u=4095, decay_v=0, threshold_mant=131071, bias_mant=0)
-    network = IntegerNetwork((inputs_wide,), (lif,), (Connection(INPUT, "a", weight, exponent=-8),), "a")
-    inputs = np.ones((2, 1, inputs_wide), np.uint8)
-    assert_equal(reference.run(network, inputs, states=1), engine.run(network, inputs, states=1))
+def test_the_scan_keeps_of_a_state_what_the_contract_says() -> None:
+    """On every share, at the edges of the state and of the bits that are multiplied apart, either sign."""
+    edges = [0, 1, 4095, 4096, 4097, 123_456, STATE_LIMIT - 4096, STATE_LIMIT - 1, STATE_LIMIT, (1 << 31) - 1]
+    states = np.array([sign * edge for edge in edges for sign in (1, -1)])
+    shares = np.arange(DECAY_UNITY + 1)
+    kept = np.array([[engine._kept(np.int32(s), np.int32(share)) for share in shares] for s in states])
+    assert np.array_equal(kept, truncate_toward_zero(states[:, None] * shares))
+
+
+@pytest.mark.parametrize("weight", [254, -256])
+@pytest.mark.parametrize("reset", ["hard", "soft-late"])
+def test_currents_at_the_end_of_32_bits_saturate_the_voltage(weight: int, reset: str) -> None:
+    """A forgetful current may be 2^31 wide, to which voltage and bias are added."""
+    lif = Population("a", (1,), decay_u=4095, decay_v=0, threshold_mant=131071, bias_mant=4095, bias_exp=7, reset=reset)
+    network = IntegerNetwork((1010,), (lif,), (Connection(INPUT, "a", np.full((1, 1010), weight), exponent=7),), "a")
+    inputs = np.ones((4, 1, 1010), np.uint8)
+    ran = reference.run(network, inputs, states=1)
+    assert np.abs(ran.u["a"].astype(np.int64)).min() > 1 << 30
+    assert_equal(ran, engine.run(network, inputs, states=1))
+
+
+@given(networks(cycles=True, readouts=True))
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+def test_input_that_does_not_change_equals_reference(case: Any) -> None:
+    network, inputs = case
+    still = np.repeat(inputs[:1], len(inputs), axis=0)
+    assert_equal(reference.run(network, still, states=2), engine.run(network, still, states=2))
 
 
 def test_states_are_recorded_for_the_first_samples_only() -> None:

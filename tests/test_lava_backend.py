@@ -289,7 +289,7 @@ def test_interpreters_that_cannot_run_lava_are_refused(
         backend.run(network, inputs, options=LavaOptions(target, python=str(python)))
 
 
-@pytest.mark.parametrize("wrong", [{"target": "loihi3"}, {"lanes": 0}, {"deadline": 0.0}])
+@pytest.mark.parametrize("wrong", [{"target": "loihi3"}, {"lanes": -1}, {"deadline": 0.0}])
 def test_options_that_mean_nothing_are_refused(wrong: dict) -> None:
     with pytest.raises(UserError, match=str(next(iter(wrong.values())))):
         LavaOptions(**wrong)

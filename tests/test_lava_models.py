@@ -395,6 +395,29 @@ def test_catalogue_names_the_models_that_lava_itself_selects() -> None:
     assert seen == set(KINDS)
 
 
+def test_lanes_are_chosen_where_one_sample_after_the_other_would_take_long() -> None:
+    def wide(inputs: int) -> IntegerNetwork:
+        lif = Population("a", (1,), decay_u=4095, decay_v=0, threshold_mant=9, bias_mant=0)
+        return IntegerNetwork((inputs,), (lif,), (Connection(INPUT, "a", np.ones((1, inputs), int) * 2),), "a")
+
+    assert graph.chosen_lanes(wide(9), steps=16, samples=360) == 1
+    assert graph.chosen_lanes(wide(9), steps=16, samples=10_000) == 10_000
+    assert graph.chosen_lanes(wide(1 << 12), steps=16, samples=10_000) == 64
+    assert graph.chosen_lanes(wide(1 << 20), steps=16, samples=10_000) == 1
+
+
+def test_sums_of_lanes_are_exact_in_the_type_that_multiplies_them() -> None:
+    """Convolutions whose kernels sum to just below 2^15, from where on 16 bits wrap, and to it."""
+    for last in (0, 2):
+        weight = np.append(np.full(129, 254), last).reshape(1, 1, 10, 13)
+        lif = Population("a", (1, 1, 1), decay_u=4095, decay_v=0, threshold_mant=131071, bias_mant=0)
+        network = IntegerNetwork((1, 10, 13), (lif,), (Connection(INPUT, "a", weight),), "a")
+        assert (weight.sum() < 1 << 15) == (last == 0)
+        inputs = np.ones((2, 4, 1, 10, 13), np.uint8)
+        got = models.run_scheduled(network, inputs, graph.Schedule(2, 4, 4, lanes=2), "Sparse")
+        assert_equal(reference.run(network, inputs, states=4), got)
+
+
 def test_model_runs_leave_nothing_in_lavas_registers() -> None:
     import logging
 

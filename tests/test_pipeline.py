@@ -277,7 +277,7 @@ def test_ctrl_c_ends_in_one_sentence(tmp_path: Path) -> None:
         (("--set", "network.architecture=64-12"), "ends with 12 neurons, but 'digits' has 10 classes"),
         (("--set", "network.architecture=64-X0-10"), "at character 4"),
         (("--set", "network.beta=1.5"), "beta = 1.5"),
-        (("--set", "deploy.lanes=0"), "lanes is 0"),
+        (("--set", "deploy.lanes=-1"), "lanes is -1"),
         (("--set", "deploy.convolution=conf"), "did you mean 'Conv'?"),
         (("--set", "train.epochs=0"), "epochs = 0"),
         (("--set", "train.online=b"), "online = 'b'"),

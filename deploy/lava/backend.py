@@ -45,13 +45,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class LavaOptions:
-    """target: one of SIMULATORS or HARDWARE. lanes: samples run side by side. deadline: seconds for the whole run.
+    """target: one of SIMULATORS or HARDWARE. lanes: samples run side by side, 0 for `graph.chosen_lanes`. deadline:
+    seconds for the whole run.
 
     python: the interpreter that has Lava, empty for this one. convolution: the stock process, "Sparse" or "Conv".
     """
 
     target: str = "loihi2-sim"
-    lanes: int = 1
+    lanes: int = 0
     deadline: float = 600.0
     python: str = ""
     convolution: str = "Sparse"
@@ -59,8 +60,8 @@ class LavaOptions:
     def __post_init__(self) -> None:
         if self.target not in SIMULATORS + HARDWARE:
             raise UserError(f"lava: there is no target '{self.target}'; {nearest(self.target, SIMULATORS + HARDWARE)}")
-        if self.lanes < 1:
-            raise UserError(f"lava: lanes is {self.lanes}; at least 1 sample runs at a time.")
+        if self.lanes < 0:
+            raise UserError(f"lava: lanes is {self.lanes}; it is a number of samples, or 0 to have it chosen.")
         if self.convolution not in graph.CONVOLUTIONS:
             raise UserError(
                 f"lava: there is no convolution '{self.convolution}'; {nearest(self.convolution, graph.CONVOLUTIONS)}"
@@ -84,7 +85,8 @@ def run(
     """
     inputs = network.check_inputs(inputs)
     steps, samples = inputs.shape[:2]
-    schedule = graph.Schedule(steps, samples, min(states, samples), options.lanes)
+    lanes = options.lanes or graph.chosen_lanes(network, steps, samples)
+    schedule = graph.Schedule(steps, samples, min(states, samples), lanes)
     graph.check(network, schedule, options.convolution)
     check_interpreter(options)
     with tempfile.TemporaryDirectory(prefix="spikeproof-", ignore_cleanup_errors=True) as name:

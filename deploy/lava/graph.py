@@ -24,6 +24,9 @@ from quantize.integer_network import INPUT, Connection, IntegerNetwork, Populati
 CONVOLUTIONS = ("Sparse", "Conv")
 STOCK, OWN = "LIFReset", "IntegerLIF"
 _CONV_GEOMETRY_MAX = 127  # Conv computes sizes in int8
+STREAMED_SECONDS = 60  # that samples may take one after the other, before lanes are chosen for them
+LANED_VALUES = 1 << 18  # in a message of that many, passing it costs little beside computing it
+_INT16_EXACT = 1 << 15
 _FLOAT32_EXACT = 1 << 24
 
 
@@ -202,6 +205,19 @@ def unroll(connection: Connection, source: tuple[int, ...]) -> csr_matrix:
     return matrix
 
 
+def chosen_lanes(network: IntegerNetwork, steps: int, samples: int) -> int:
+    """How many lanes suit inputs [T, B, ...] of which nobody said: one, on stock processes wherever they can be used,
+    unless that took long, at about a millisecond for every population and a nanosecond for every weight in a step."""
+    weights = sum(
+        int(np.prod(connection.output_shape(network.shape_of(connection.source)))) * connection.weight[0].size
+        for connection in network.connections
+    )
+    if samples * steps * (1e-3 * len(network.populations) + 1e-9 * weights) < STREAMED_SECONDS:
+        return 1
+    widest = max(int(np.prod(network.shape_of(name))) for name in (INPUT, *network.order))
+    return min(samples, max(1, LANED_VALUES // widest))
+
+
 def _taps(out: int, stride: int, padding: int, kernel: int, dilation: int) -> np.ndarray:
     """Source coordinate of each kernel tap for each output coordinate, int32 [out, kernel]; may lie outside."""
     return (np.arange(out)[:, None] * stride - padding + np.arange(kernel) * dilation).astype(np.int32)
@@ -285,14 +301,21 @@ def _synapse(
     weights = unroll(connection, source) if connection.is_conv else connection.weight.astype(np.int32)
     exponent = {"weight_exp": connection.exponent}
     if schedule.lanes > 1:
-        if not connection.is_conv:
-            worst = int(connection.row_sums.max()) * network.payload_max(connection.source)
-            weights = weights.astype(np.float32 if worst < _FLOAT32_EXACT else np.float64)
+        worst = int(connection.row_sums.max()) * network.payload_max(connection.source)
+        weights = weights.astype(_multiplied_as(worst, sparse=connection.is_conv))
         return Part("LanedSynapse", {"weights": weights, "lanes": schedule.lanes, **exponent}), (), ()
     kind = "Sparse" if connection.is_conv else "Dense"
     # Binary spikes: Dense is faster adding the columns that spiked (0 bits), Sparse with a product (1 bit); same sums.
     message_bits = payload_bits if connection.is_conv or payload_bits > 1 else 0
     return Part(kind, {"weights": weights, "num_weight_bits": 8, "num_message_bits": message_bits, **exponent}), (), ()
+
+
+def _multiplied_as(worst: int, sparse: bool) -> type[np.generic]:
+    """The fastest type in which sums that reach `worst` are exact: SciPy multiplies shorter ones in less time, and
+    NumPy has matrix products of floats only."""
+    if sparse and worst < _INT16_EXACT:
+        return np.int16
+    return np.float32 if worst < _FLOAT32_EXACT else np.float64
 
 
 def _as_conv(connection: Connection) -> bool:

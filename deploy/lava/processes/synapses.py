@@ -19,7 +19,7 @@ from quantize.arithmetic import shift
 class LanedSynapse(AbstractProcess):
     """[in, lanes] -> [out, lanes], one step late as Lava's `Dense` is; the sums are shifted by `weight_exp`.
 
-    weights: [out, in], either CSR of int32, or dense of a float type in which every partial sum is exact.
+    weights: [out, in], CSR or dense, of a type in which every partial sum is exact.
     """
 
     def __init__(self, *, weights: object, weight_exp: int, lanes: int) -> None:
