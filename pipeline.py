@@ -115,6 +115,7 @@ def quantize(out: Out = DEFAULT_OUT, config: ConfigFile = None, settings: Settin
     """Turn the trained network into integers: weights, biases, thresholds and decays as the chip holds them."""
     chosen, folder = _open(out, config, settings)
     _stage(stages.quantize, chosen, folder)
+    _ranges(folder)
     return EXIT_EQUAL
 
 
@@ -329,6 +330,7 @@ def _whole_way(config: Config, folder: RunFolder) -> int:
     of_model = (stages.ways,) if config.network.model else ()
     work = (stages.train, stages.quantize, stages.deploy, stages.verify, *of_model, stages.report)
     did_something = [_stage(stage, config, folder) for stage in work]
+    _ranges(folder)
     if not any(did_something):
         console.print("Nothing has changed since the last run: nothing was done.")
     if of_model:
@@ -393,6 +395,11 @@ def _summary(folder: RunFolder) -> int:
     if page.is_file():
         console.print(f"Report: {page}", highlight=False)
     return EXIT_EQUAL if verdict["equal"] else EXIT_DIFFERENT
+
+
+def _ranges(folder: RunFolder) -> None:
+    for sentence in stages.ranges(folder):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def _ways(config: Config, folder: RunFolder) -> None:
