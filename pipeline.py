@@ -330,7 +330,6 @@ def _whole_way(config: Config, folder: RunFolder) -> int:
     of_model = (stages.ways,) if config.network.model else ()
     work = (stages.train, stages.quantize, stages.deploy, stages.verify, *of_model, stages.report)
     did_something = [_stage(stage, config, folder) for stage in work]
-    _ranges(folder)
     if not any(did_something):
         console.print("Nothing has changed since the last run: nothing was done.")
     if of_model:
@@ -364,9 +363,10 @@ def _bars() -> Iterator[files.Progress]:
 
 
 def _summary(folder: RunFolder) -> int:
-    """The verdict as a table; returns the exit status."""
+    """What is proven of ranges, and the verdict as a table; returns the exit status."""
     from deploy.verify import Comparison, describe
 
+    _ranges(folder)
     verdict = stages.verdict(folder)
     table = Table(
         title="EQUAL" if verdict["equal"] else "DIFFERENT", title_style="bold green" if verdict["equal"] else "bold red"

@@ -32,6 +32,7 @@ NEVER = 1 << 20  # the spacing of neurons that never spike
 SPACING_MAX = 64  # no larger one is looked for
 WRAPPED_ONCE = 3 * rules.STATE_LIMIT  # what one wrap brings back into 24 bits
 BEYOND_WRAP = 1 << 31  # the 32 bits that hold every current, as the network itself makes sure
+NO_LIMITS = (np.array([-UNBOUNDED, UNBOUNDED]), np.array(-UNBOUNDED))
 RATE_BITS, EXPONENT_BITS = 12, -rules.EXPONENT_MIN
 
 
@@ -64,6 +65,7 @@ class Reached:
 
 
 Claims = Mapping[str, Claim]
+Limits = tuple[np.ndarray, np.ndarray]  # of u, least and largest [2, ...], and of v on the low side
 
 
 def quantities(population: Population) -> tuple[str, ...]:
@@ -99,7 +101,7 @@ def activations(network: IntegerNetwork, name: str, claims: Claims) -> np.ndarra
     return found
 
 
-def rate_limited(network: IntegerNetwork, name: str, claims: Claims, steps: int | None) -> tuple[np.ndarray, ...]:
+def rate_limits(network: IntegerNetwork, name: str, claims: Claims, steps: int | None) -> Limits:
     """Bounds of u, as it would be if it never wrapped, and of v on the low side, from the rates of the sources."""
     population = network[name]
     burst, rate = np.zeros((2, 2, *population.shape), np.int64)
@@ -125,26 +127,20 @@ def rate_limited(network: IntegerNetwork, name: str, claims: Claims, steps: int 
 
 def reached(network: IntegerNetwork, name: str, claims: Claims, steps: int | None) -> Reached:
     """What a population reaches if all claims hold before a step; of so many steps from zero on, if any are given,
-    whatever its own claim says of u and v."""
-    population, activation = network[name], activations(network, name, claims)
+    whatever its own claim says of u and v. Rates are looked at where nothing is proven without."""
+    population, claim, activation = network[name], claims[name], activations(network, name, claims)
     if not population.spiking:
-        nothing = claims[name].u
-        return Reached(activation, nothing, nothing, (nothing, nothing))
-    bias, limited = bias_of(network, name), rate_limited(network, name, claims, steps)
-    if steps is None:
-        return _stepped(population, activation, bias, limited, claims[name].u, claims[name].v)
-    u = v = np.zeros_like(activation)
-    every: Reached | None = None
-    for _ in range(steps):
-        found = _stepped(population, activation, bias, limited, u, v)
-        same = every is not None and all(map(np.array_equal, found.after, (u, v)))
-        u, v = found.after
-        every = found if every is None else _either(every, found)
-        if same:
-            break
-    assert every is not None
-    start = np.zeros_like(u)
-    return replace(every, after=(hull(start, every.after[0]), hull(start, every.after[1])))
+        return Reached(activation, claim.u, claim.u, (claim.u, claim.u))
+    bias = bias_of(network, name)
+
+    def bounded(limits: Limits) -> Reached:
+        if steps is None:
+            return _stepped(population, activation, bias, limits, claim.u, claim.v)
+        return _stepped_often(population, activation, bias, limits, steps)
+
+    found = bounded(NO_LIMITS)
+    holds = steps is not None or (contains(claim.u, found.after[0]) & contains(claim.v, found.after[1])).all()
+    return found if holds and found.inside("v").all() else bounded(rate_limits(network, name, claims, steps))
 
 
 def spacing_of(network: IntegerNetwork, name: str, found: Reached, claim: Claim) -> np.ndarray:
@@ -194,7 +190,7 @@ def _stepped(
     population: Population,
     activation: np.ndarray,
     bias: np.ndarray,
-    limited: tuple[np.ndarray, ...],
+    limits: Limits,
     u: np.ndarray,
     v: np.ndarray,
 ) -> Reached:
@@ -202,7 +198,7 @@ def _stepped(
     threshold = threshold_of(population)
     hard, late = population.reset.startswith("hard"), rules.is_late(population.reset)
     current = rules.truncate_toward_zero(u * keep_u) + (activation << rules.STATE_SHIFT)
-    of_rates, lowest = limited
+    of_rates, lowest = limits
     tighter = np.stack([np.maximum(current[0], of_rates[0]), np.minimum(current[1], of_rates[1])])
     stays = contains(np.array(LIMITS["u"]), tighter)
     current = np.where(stays, tighter, current)  # what rates tell holds of currents that never wrapped
@@ -232,14 +228,30 @@ def _stepped(
     return Reached(activation, current, voltage, (wrapped, after))
 
 
+def _stepped_often(
+    population: Population, activation: np.ndarray, bias: np.ndarray, limits: Limits, steps: int
+) -> Reached:
+    u = v = np.zeros_like(activation)
+    every = _stepped(population, activation, bias, limits, u, v)
+    every = replace(every, after=(hull(u, every.after[0]), hull(v, every.after[1])))
+    u, v = every.after
+    for _ in range(steps - 1):
+        found = _stepped(population, activation, bias, limits, u, v)
+        every = Reached(
+            activation,
+            hull(every.u, found.u),
+            hull(every.v, found.v),
+            (hull(every.after[0], found.after[0]), hull(every.after[1], found.after[1])),
+        )
+        if all(map(np.array_equal, every.after, (u, v))):
+            break
+        u, v = every.after
+    return every
+
+
 def _of_both(resting: np.ndarray, rested: np.ndarray, firing: np.ndarray, fired: np.ndarray) -> np.ndarray:
     """The interval of what may rest, may fire, or either."""
     return np.where(resting & firing, hull(rested, fired), np.where(resting, rested, fired))
-
-
-def _either(a: Reached, b: Reached) -> Reached:
-    u, v = (hull(x, y) for x, y in zip(a.after, b.after, strict=True))
-    return Reached(a.activation, hull(a.u, b.u), hull(a.v, b.v), (u, v))
 
 
 def _sum(connection: Connection, sign: int, values: np.ndarray) -> np.ndarray:

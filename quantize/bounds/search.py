@@ -20,10 +20,12 @@ from quantize import arithmetic as rules
 from quantize.bounds.intervals import (
     BEYOND_WRAP,
     LIMITS,
+    NO_LIMITS,
     UNBOUNDED,
     WRAPPED_ONCE,
     Claim,
     Claims,
+    Limits,
     Reached,
     activations,
     anything,
@@ -31,7 +33,7 @@ from quantize.bounds.intervals import (
     contains,
     lost,
     quantities,
-    rate_limited,
+    rate_limits,
     reached,
     spacing_of,
     threshold_of,
@@ -55,27 +57,37 @@ def find(network: IntegerNetwork, steps: int | None) -> tuple[dict[str, Claim], 
 
 
 def _claim(network: IntegerNetwork, name: str, claims: Claims, steps: int | None) -> tuple[Claim, Reached]:
-    population, before = network[name], claims[name]
+    population = network[name]
     if not population.spiking:
-        return before, reached(network, name, claims, steps)
+        return claims[name], reached(network, name, claims, steps)
     if steps is None:
-        activation, (of_rates, lowest) = activations(network, name, claims), rate_limited(network, name, claims, None)
-        lost_u, lost_v = lost(population)
-        u = invariant_u(activation, lost_u)
-        tighter = np.stack([np.maximum(u[0], of_rates[0]), np.minimum(u[1], of_rates[1])])
-        stays = contains(np.array(LIMITS["u"]), tighter)
-        once = np.abs(activation).max(axis=0) << rules.STATE_SHIFT <= WRAPPED_ONCE - rules.STATE_LIMIT
-        widest = np.where(once, rules.STATE_LIMIT, BEYOND_WRAP)
-        u = np.where(stays, tighter, np.stack([-widest, widest]))
-        drive = u + bias_of(network, name)
-        v, _ = invariant_v(drive, lost_v, threshold_of(population), population.reset, population.floor)
-        v[0] = np.where(stays, np.maximum(v[0], lowest), v[0])
-        claim = replace(before, u=u, v=rules.saturate_voltage(v))
+        activation = activations(network, name, claims)
+        claim = _invariant(network, name, claims[name], activation, NO_LIMITS)
         found = reached(network, name, {**claims, name: claim}, None)
+        if not found.inside("v").all():
+            limits = rate_limits(network, name, claims, None)
+            claim = _invariant(network, name, claims[name], activation, limits)
+            found = reached(network, name, {**claims, name: claim}, None)
     else:
         found = reached(network, name, claims, steps)
-        claim = replace(before, u=found.after[0], v=found.after[1])
+        claim = replace(claims[name], u=found.after[0], v=found.after[1])
     return replace(claim, spacing=spacing_of(network, name, found, claim)), found
+
+
+def _invariant(network: IntegerNetwork, name: str, before: Claim, activation: np.ndarray, limits: Limits) -> Claim:
+    """The claim before, with the intervals of u and v that a step leaves as they are."""
+    population, (of_rates, lowest) = network[name], limits
+    lost_u, lost_v = lost(population)
+    u = invariant_u(activation, lost_u)
+    u = np.stack([np.maximum(u[0], of_rates[0]), np.minimum(u[1], of_rates[1])])
+    stays = contains(np.array(LIMITS["u"]), u)
+    once = np.abs(activation).max(axis=0) << rules.STATE_SHIFT <= WRAPPED_ONCE - rules.STATE_LIMIT
+    widest = np.where(once, rules.STATE_LIMIT, BEYOND_WRAP)
+    u = np.where(stays, u, np.stack([-widest, widest]))
+    drive = u + bias_of(network, name)
+    v, _ = invariant_v(drive, lost_v, threshold_of(population), population.reset, population.floor)
+    v[0] = np.where(stays, np.maximum(v[0], lowest), v[0])
+    return replace(before, u=u, v=rules.saturate_voltage(v))
 
 
 def _same(a: Claim, b: Claim) -> bool:
