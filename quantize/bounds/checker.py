@@ -22,6 +22,8 @@ from quantize.bounds.intervals import LIMITS, Claim, anything, contains, quantit
 from quantize.bounds.replay import reached as replayed
 from quantize.integer_network import IntegerNetwork
 
+SECONDS = 30.0  # for a question to the solver, which took a fraction of it when the claim was made
+
 
 def check(network: IntegerNetwork, certificate: Certificate) -> None:
     """Raises UserError, naming the first claim that does not hold, and for a certificate of another network."""
@@ -93,7 +95,7 @@ def _check_witness(network: IntegerNetwork, name: str, quantity: str, answer: An
 def _solved(network: IntegerNetwork, name: str, neuron: tuple[int, ...], quantity: str, steps: int | None) -> bool:
     from quantize.bounds.cones import Cone
 
-    return steps is not None and Cone(network, steps).leaves(name, neuron, quantity) is False
+    return steps is not None and Cone(network, steps, SECONDS).leaves(name, neuron, quantity) is False
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 import z3
 
 from quantize import arithmetic as rules
-from quantize.bounds.intervals import LIMITS
+from quantize.bounds.intervals import LIMITS, threshold_of
 from quantize.bounds.witness import receptive
 from quantize.integer_network import INPUT, IntegerNetwork
 
@@ -91,7 +91,7 @@ class Cone:
         self._count(16)
         decay_u, decay_v, threshold = (
             int(np.broadcast_to(values, population.shape)[neuron])
-            for values in (population.decay_u, population.decay_v, population.threshold_mant.astype(np.int64) << 6)
+            for values in (population.decay_u, population.decay_v, threshold_of(population))
         )
         if name == network.input_is_bias_of:
             half = 1 << (rules.BIAS_BITS - 1)
@@ -101,7 +101,9 @@ class Cone:
             bias = _number(int(np.broadcast_to(population.bias, population.shape)[neuron]))
         last = self._state(name, neuron, t - 1) if t else {"u'": _number(0), "v'": _number(0)}
         hard, late, limit = population.reset.startswith("hard"), rules.is_late(population.reset), rules.STATE_LIMIT
-        u = _kept(last["u'"], rules.DECAY_UNITY - rules.CURRENT_DECAY_OFFSET - decay_u) + (activation << 6)
+        u = _kept(last["u'"], rules.DECAY_UNITY - rules.CURRENT_DECAY_OFFSET - decay_u) + (
+            activation << rules.STATE_SHIFT
+        )
         after_u = z3.If(u > limit, u - 2 * limit, z3.If(u <= -limit, u + 2 * limit, u))
         v = _kept(last["v'"], rules.DECAY_UNITY - decay_v) + after_u + bias
         if late:

@@ -20,7 +20,7 @@ from quantize.bounds.replay import reached
 from quantize.integer_network import INPUT, Connection, IntegerNetwork
 
 TRIED_AT_ONCE = 32
-STRONGEST = 16  # neurons of a population through which an input's influence is followed
+STRONGEST = 16  # neurons of a population through which an input's influence is followed, and a quarter before each
 LENGTHS = (64, 1024, 1 << 14)  # steps that are tried where a sample may have any number
 STATES_MAX = 1 << 25  # that one try may take
 
@@ -32,15 +32,17 @@ def search(
     then, a time of `time.monotonic`. bound [2, *shape]: of that quantity."""
     least, most = LIMITS[quantity]
     rng = np.random.default_rng(0)
-    for sign, beyond in ((-1, least - bound[0]), (1, bound[1] - most)):
-        if beyond.max() <= 0:
-            continue
+    sides = [(sign, side) for sign, side in ((-1, least - bound[0]), (1, bound[1] - most)) if side.max() > 0]
+    for left, (sign, beyond) in zip(range(len(sides), 0, -1), sides, strict=True):
+        stop = time.monotonic() + (until - time.monotonic()) / left
         neuron = tuple(int(i) for i in np.unravel_index(int(beyond.argmax()), beyond.shape))
         pull = sign * influence(network, name, neuron)
         for inputs in _tries(network, pull, steps, rng, partial(_score, network, name, quantity, sign)):
             found = confirmed(network, name, quantity, inputs)
-            if found is not None or time.monotonic() > until:
+            if found is not None:
                 return found
+            if time.monotonic() > stop:
+                break
     return None
 
 
@@ -49,7 +51,7 @@ def influence(network: IntegerNetwork, name: str, neuron: tuple[int, ...]) -> np
     places = {place: index for index, place in enumerate(network.order)}
 
     @cache
-    def pull(name: str, neuron: tuple[int, ...]) -> np.ndarray:
+    def pull(name: str, neuron: tuple[int, ...], followed: int) -> np.ndarray:
         total = np.zeros(network.input_shape)
         if name == network.input_is_bias_of:
             total[neuron] = 1.0
@@ -59,13 +61,14 @@ def influence(network: IntegerNetwork, name: str, neuron: tuple[int, ...]) -> np
                 total += weights
             elif places[connection.source] < places[name]:
                 threshold = np.broadcast_to(network[connection.source].threshold_mant, weights.shape)
-                for flat in np.argsort(-np.abs(weights), axis=None)[:STRONGEST]:
+                for flat in np.argsort(-np.abs(weights), axis=None)[:followed]:
                     place = tuple(int(i) for i in np.unravel_index(flat, weights.shape))
                     if weights[place]:
-                        total += weights[place] / (1 + threshold[place]) * pull(connection.source, place)
+                        before = pull(connection.source, place, max(followed // 4, 1))
+                        total += weights[place] / (1 + threshold[place]) * before
         return total
 
-    return pull(name, neuron)
+    return pull(name, neuron, STRONGEST)
 
 
 def receptive(connection: Connection, source: tuple[int, ...], neuron: tuple[int, ...]) -> np.ndarray:
