@@ -117,6 +117,7 @@ def quantize(out: Out = DEFAULT_OUT, config: ConfigFile = None, settings: Settin
     """Turn the trained network into integers: weights, biases, thresholds and decays as the chip holds them."""
     chosen, folder = _open(out, config, settings)
     _stage(stages.quantize, chosen, folder)
+    _ranges(folder)
     return EXIT_EQUAL
 
 
@@ -383,9 +384,10 @@ def _bars() -> Iterator[files.Progress]:
 
 
 def _summary(folder: RunFolder) -> int:
-    """The verdict as a table; returns the exit status."""
+    """What is proven of ranges, and the verdict as a table; returns the exit status."""
     from deploy.verify import Comparison, describe
 
+    _ranges(folder)
     verdict = stages.verdict(folder)
     table = Table(
         title="EQUAL" if verdict["equal"] else "DIFFERENT", title_style="bold green" if verdict["equal"] else "bold red"
@@ -426,6 +428,11 @@ def _chip(what: str, told: dict[str, Any]) -> None:
         _table(*words.cores(told), f"{told['chip']}: cores")
     console.print(f"Checked: {what}", highlight=False)
     console.print(words.report(told), markup=False, highlight=False, soft_wrap=True)
+
+
+def _ranges(folder: RunFolder) -> None:
+    for sentence in stages.ranges(folder):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def _ways(config: Config, folder: RunFolder) -> None:

@@ -123,6 +123,27 @@ def weights(values: Sequence[int], counts: Sequence[int]) -> str:
         return _svg(figure)
 
 
+def ranges(rows: Sequence[dict[str, Any]]) -> str:
+    """One population's quantities as shares of their registers: what none can leave, in it what was observed."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((WIDTH, 0.55 + 0.34 * len(rows)), layout="constrained")
+        axis = figure.subplots()
+        for place, row in enumerate(rows):
+            least, most = row["limit"]
+            colour = {"proven": SPIKE, "undecided": MISSING, "refuted": ONLY_HERE}[row["answer"]]
+            for values, height, alpha in ((row["bound"], 0.7, 0.4), (row["observed"], 0.3, 1.0)):
+                if values is not None:
+                    low, high = (value / (-least if value < 0 else most) for value in values)
+                    axis.barh(place, high - low, height, low, color=colour, alpha=alpha, lw=0)
+        for limit in (-1, 1):
+            axis.axvline(limit, color=THRESHOLD, lw=0.9, ls=(0, (4, 3)))
+        axis.set_yticks(range(len(rows)), [row["quantity"] for row in rows])
+        axis.invert_yaxis()
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        axis.grid(axis="x", color=INK, alpha=0.12, lw=0.5)
+        return _svg(figure)
+
+
 def time_weights(integers: Sequence[int], unity: int) -> str:
     """How much more or less than 1 each step of the output counts."""
     with matplotlib.rc_context(STYLE):

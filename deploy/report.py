@@ -37,9 +37,9 @@ class ReportData:
 
     `recordings` are keyed by backend, "float" among them or not, u and v present for the first samples of some;
     `inputs` [T, B, *input_shape] and classes `labels` [B] are those of the recorded samples, `scales` rows of free
-    columns, `training` metrics per epoch. `differences` between neurons of another framework and these, and the `ways`
-    to deploy a network that was trained there, are rows too; `chip` is the summary of `deploy/chip/summary.py`, or
-    empty.
+    columns, `training` metrics per epoch, `bounds` rows of each population's quantities and `range` what was proven of
+    them, as the verdict has it. `differences` between neurons of another framework and these, and the `ways` to deploy
+    a network that was trained there, are rows too; `chip` is the summary of `deploy/chip/summary.py`, or empty.
     """
 
     title: str
@@ -56,6 +56,8 @@ class ReportData:
     seconds: dict[str, float]
     versions: dict[str, str]
     training: list[dict[str, Any]]
+    bounds: list[dict[str, Any]]
+    range: dict[str, Any]
     chip: dict[str, Any] = field(default_factory=dict)
     differences: list[dict[str, Any]] = field(default_factory=list)
     ways: list[dict[str, Any]] = field(default_factory=list)
@@ -111,6 +113,11 @@ def numbers(data: ReportData) -> dict[str, Any]:
             "scales": data.scales,
             "time_weights": network.time_weights,
             "time_weight_unity": TIME_WEIGHT_UNITY,
+        },
+        "range": data.range,
+        "bounds": {
+            name: [row for row in data.bounds if row["population"] == name]
+            for name in dict.fromkeys(row["population"] for row in data.bounds)
         },
         "weights": [
             {"connection": f"{c.source} → {c.target}", "values": values, "counts": counts}

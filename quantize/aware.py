@@ -45,12 +45,17 @@ STATE_UNIT = 1 << STATE_SHIFT
 SAMPLED = 4  # one of so many samples is looked at by the norms
 
 
-def check(network: SpikingNetwork) -> None:
-    """Raises UserError for a network that aware training does not know."""
+def check(network: SpikingNetwork, precision: Precision) -> None:
+    """Raises UserError for a network that aware training does not know, and where scales would depend on samples."""
     if network.input_is_bias:
         raise UserError(
             f"layer {network.stages[0].name} takes the input as a bias, which aware training does not know; set "
             "direct = 'graded', or aware_epochs = 0"
+        )
+    if precision.range == "calibrated":
+        raise UserError(
+            "quantize.range = 'calibrated' takes samples, which aware training does not look at before every update; "
+            "set range = 'proven', or aware_epochs = 0"
         )
 
 
@@ -59,12 +64,13 @@ class AwareNetwork(SpikingNetwork):
 
     precision: of the weights. inputs: [T, B, *input_shape], by which `precision.calibration` clips them. A readout's
     currents are the integers divided by 64 and by its population's scale.
-    Raises UserError for a network whose input is a bias; its forward pass as `fold` and `quantize` do.
+    Raises UserError for a network whose input is a bias, and for a calibrated range; its forward pass as `fold` and
+    `quantize` do.
     """
 
     def __init__(self, network: SpikingNetwork, inputs: Tensor, precision: Precision = EIGHT_BITS) -> None:
         nn.Module.__init__(self)
-        check(network)
+        check(network, precision)
         precision.check(stage.name for stage in network.stages)
         self.precision = precision
         self.input_shape, self.payload_bits, self.input_is_bias = network.input_shape, network.payload_bits, False

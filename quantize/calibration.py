@@ -1,7 +1,9 @@
-"""Where weights are clipped, found before they are rounded, on what the float network does with a few samples."""
+"""Where weights are clipped, and what states must be held, found before anything is rounded, on what the float network
+does with a few samples."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,25 +17,29 @@ from quantize.scales import clips_of
 from train.modes import evaluating
 from train.network import SpikingNetwork
 
-MEMBRANE_SAMPLES = 128
+SAMPLES = 128
 
 
 def calibrate(network: SpikingNetwork, inputs: Tensor, precision: Precision) -> tuple[FoldedLayer, ...]:
     """The network's folded layers with a clip for each connection's weights: those it has learned, or else those of
-    `precision.calibration`.
+    `precision.calibration`; and for `precision.range` "calibrated" with the reach of their states.
 
-    inputs: [T, B, *input_shape] as `encode` makes them, for "membrane" alone, which looks at the first 128: of the
-    clips tried it takes that which costs the least squared error in the membranes behind the connection, as the float
-    network's spikes would leave them if no neuron ever reset.
+    inputs: [T, B, *input_shape] as `encode` makes them, of which the first 128 are looked at, for calibration
+    "membrane" and a calibrated range. "membrane" takes of the clips tried that which costs the least squared error in
+    the membranes behind the connection, as the float network's spikes would leave them if no neuron ever reset.
     """
-    layers = fold(network)
-    if network.clips is not None:
-        return layers
-    if precision.calibration == "membrane":
-        shown = inputs[:, :MEMBRANE_SAMPLES]
+    layers, spikes = fold(network), {}
+    clips_by_membrane = network.clips is None and precision.calibration == "membrane"
+    if clips_by_membrane or precision.range == "calibrated":
+        shown = inputs[:, :SAMPLES]
         with torch.no_grad(), evaluating(network):
             emitted = {INPUT: shown.float(), **network.spikes(shown)}
         spikes = {name: raster.cpu() for name, raster in emitted.items()}
+    if precision.range == "calibrated":
+        layers = tuple(layer if layer.input_is_bias else _with_reach(layer, spikes) for layer in layers)
+    if network.clips is not None:
+        return layers
+    if clips_by_membrane:
         found = [[_by_membrane(layer, c, spikes[c.source], precision) for c in layer.connections] for layer in layers]
     else:
         found = [clips_of(layer, precision) for layer in layers]
@@ -74,3 +80,29 @@ def _membrane_squares(layer: FoldedLayer, connection: FoldedConnection, spikes: 
         v = beta * v + u
         squares += v.square().sum(dim=[0, *range(2, v.dim())])
     return squares.double().numpy()
+
+
+def _with_reach(layer: FoldedLayer, spikes: Mapping[str, Tensor]) -> FoldedLayer:
+    """With the largest magnitudes of u and of v before its reset, when populations emit those spikes [T, B, *shape]."""
+    arriving = torch.zeros(spikes[layer.name].shape)
+    for connection in layer.connections:
+        source = spikes[connection.source][: len(arriving) - connection.delay]
+        if len(source):
+            arriving[connection.delay :] += conducted(connection, source.flatten(0, 1)).unflatten(0, source.shape[:2])
+    alpha, beta = (torch.as_tensor(share, dtype=torch.float32) for share in (layer.alpha, layer.beta))
+    bias = torch.from_numpy(layer.bias).float().view(-1, *[1] * (len(layer.shape) - 1))
+    hard, late = layer.reset.startswith("hard"), layer.reset.endswith("late")
+    u = v = fired = torch.zeros(arriving.shape[1:])
+    currents, voltages = 0.0, 0.0
+
+    def reset(v: Tensor, fired: Tensor) -> Tensor:
+        return torch.where(fired > 0, 0.0 if hard else v - layer.threshold, v)
+
+    for now, spiked in zip(arriving, spikes[layer.name], strict=True):
+        u = alpha * u + now
+        v = beta * v + u + bias
+        v = reset(v, fired) if late else v
+        currents, voltages = max(currents, float(u.abs().max())), max(voltages, float(v.abs().max()))
+        v = v.clamp(min=0) if layer.floor else v
+        v, fired = v if late else reset(v, spiked), spiked
+    return replace(layer, reach=(currents, voltages))

@@ -33,7 +33,8 @@ class FoldedLayer:
     alpha, beta: shares of current and voltage that are kept per step, broadcasting to the shape. neuron: "lif", or
     "none" for a current readout, to which decays and threshold mean nothing. time_weights [T]: of the output, how much
     each step counts where the host sums it; None: all the same. input_is_bias: whether its one connection, from the
-    input, adds to the voltage as the bias does, and not to the current.
+    input, adds to the voltage as the bias does, and not to the current. reach: the largest magnitudes of u and v that
+    samples push the float neurons to; None where none were looked at.
     """
 
     name: str
@@ -48,6 +49,7 @@ class FoldedLayer:
     neuron: str = "lif"
     time_weights: np.ndarray | None = None
     input_is_bias: bool = False
+    reach: tuple[float, float] | None = None
 
 
 def conv_after_pooling(weight: np.ndarray, geometry: dict[str, Any], window: Pair) -> tuple[np.ndarray, dict[str, Any]]:

@@ -26,6 +26,7 @@ TERNARY = "ternary"
 BITS: tuple[Bits, ...] = (8, 7, 6, 5, 4, 3, 2, 1, TERNARY)
 CALIBRATIONS = ("membrane", "error", "percentile", "max")
 SCALES = ("learned", "fixed", "calibrated")
+RANGES = ("proven", "calibrated")
 PERCENTILE = 99.9
 # What "error" tries: quarter octaves down from the largest weight, then sixteenths around the best of them.
 COARSE, FINE = 2.0 ** (-np.arange(20) / 4), 2.0 ** (np.array([0, -3, -2, -1, 1, 2, 3]) / 16)
@@ -43,7 +44,9 @@ class Precision:
     scales: whether aware training learns the clips that it starts with ("learned"), keeps them ("fixed") or finds them
     anew before every update ("calibrated"). per_channel: whether each neuron, or channel, that spikes has a clip and so
     a threshold of its own. netx: whether weights go without exponents and biases are whole units of activation, which
-    is what lava-dl's files hold.
+    is what lava-dl's files hold. range: whether a layer's scale is the largest under which no input can push a state
+    out of 24 bits ("proven"), or twice what samples push states to must fit ("calibrated", which takes samples and
+    proves nothing); activations keep 16 bits either way.
     """
 
     bits: Bits = 8
@@ -52,13 +55,14 @@ class Precision:
     scales: str = "learned"
     per_channel: bool = False
     netx: bool = False
+    range: str = "proven"
 
     def __post_init__(self) -> None:
         chosen = {"bits": self.bits} | {f"per_layer.{name}": bits for name, bits in self.per_layer.items()}
         for key, bits in chosen.items():
             if bits not in BITS:
                 raise UserError(f"quantize.{key}: {bits!r} is no width of weights; give 8 to 1, or '{TERNARY}'.")
-        for key, known in (("calibration", CALIBRATIONS), ("scales", SCALES)):
+        for key, known in (("calibration", CALIBRATIONS), ("scales", SCALES), ("range", RANGES)):
             if getattr(self, key) not in known:
                 raise UserError(f"quantize.{key}: '{getattr(self, key)}' is none; {nearest(getattr(self, key), known)}")
         if (self.calibration, self.scales) == ("membrane", "calibrated"):

@@ -3,8 +3,9 @@
 A population's behaviour does not change when weights, bias and threshold are multiplied by one scale. So the scale is
 chosen to use the chip's registers: the weight at which 8 bits are clipped becomes 254 (`quantize/grids.py` says where
 that is, and what fewer bits are), and the connection's exponent the largest under which threshold and bias fit and,
-whatever the input, no activation can leave 16 bits and no current 24. Where several connections lead into a population,
-weaker ones get a finer mantissa and so many powers of two less exponent: all share the scale. Then, of 8 bits, with
+whatever the input, no activation can leave 16 bits and no current and no voltage 24 (`quantize/bounds`). Where several
+connections lead into a population, weaker ones get a finer mantissa and so many powers of two less exponent: all share
+the scale. Then, of 8 bits, with
 S_w = 254 / clip of the strongest and S = S_w 2^exponent (docs/arithmetic.md, "From floats to integers"):
 
     weight = 2 round(S_w w / 2)     threshold = round(S th)     bias = round(64 S b)
@@ -20,7 +21,7 @@ largest bias that any input can give all but fill the mantissas; `input_biases` 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,8 @@ import torch
 
 from base.errors import UserError
 from quantize import arithmetic as rules
+from quantize.bounds.intervals import LIMITS, contains
+from quantize.bounds.search import invariant_u, invariant_v
 from quantize.fold import FoldedLayer, conducted
 from quantize.grids import WITHOUT_SAMPLES, Grid, Precision, Rounded, clip_of, over_rows, rounded, steps_of
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
@@ -39,17 +42,21 @@ BIASED_THRESHOLD_MAX = (rules.STATE_LIMIT - 1 - (BIAS_MANTISSA_MAX << rules.BIAS
 ACTIVATION_MAX = (1 << (rules.ACTIVATION_BITS - 1)) - 1
 STATE_UNIT = 1 << rules.STATE_SHIFT
 WEIGHT_BITS_TO_SPARE = 6  # of 8, where inputs are so wide or memory so long that no exponent alone keeps sums inside
+FINE_THRESHOLD = 1 << 5  # for the range of voltages no mantissa becomes smaller: rounding stays below 2 % of it
+CALIBRATED_MARGIN = 2  # times what samples push a state to must fit, where that decides
 
 Row = dict[str, Any]
 
 
 class Quantized(NamedTuple):
     """One layer in integers. scale: from floats to units of activation and threshold, [] or per channel [O]. grids: of
-    its connections, none where the input is a bias."""
+    its connections, none where the input is a bias. backed_off: by how many powers of two the scale is smaller than
+    activations and currents alone would have it, so that no voltage leaves 24 bits."""
 
     population: Population
     scale: np.ndarray
     grids: tuple[Grid, ...]
+    backed_off: int = 0
 
 
 def quantize(
@@ -133,30 +140,101 @@ def _quantize_biased(layer: FoldedLayer, payload: int) -> Quantized:
     flat = connection.weight.reshape(len(connection.weight), -1)
     least, most = (layer.bias + payload * part.sum(axis=1) for part in (flat.clip(max=0), flat.clip(min=0)))
     largest = float(max(np.abs(least).max(), np.abs(most).max()))
+    chosen: Quantized | None = None
     for bias_exp in range(rules.BIAS_EXPONENT_MAX, -1, -1):
         filling = (BIAS_MANTISSA_MAX << bias_exp) / STATE_UNIT  # the largest bias, in units of the threshold's mantissa
         threshold = filling * layer.threshold / largest if largest else math.inf
-        if threshold <= BIASED_THRESHOLD_MAX:
+        if threshold > BIASED_THRESHOLD_MAX and bias_exp:
+            continue
+        threshold_mant = int(min(threshold, BIASED_THRESHOLD_MAX))
+        if chosen is not None and threshold_mant < FINE_THRESHOLD:
             break
-    threshold_mant = int(min(threshold, BIASED_THRESHOLD_MAX))
-    if threshold_mant < 1:
-        raise UserError(
-            f"layer '{layer.name}': the threshold {layer.threshold:g} rounds to 0 on the grid of its bias, which the "
-            f"input can bring to {largest:g}; lower the weights or raise the threshold."
-        )
-    population = _population(layer, _decays(layer), np.asarray(threshold_mant), np.asarray(0), bias_exp)
-    return Quantized(population, np.asarray(threshold_mant / layer.threshold), ())
+        if threshold_mant < 1:
+            raise UserError(
+                f"layer '{layer.name}': the threshold {layer.threshold:g} rounds to 0 on the grid of its bias, which "
+                f"the input can bring to {largest:g}; lower the weights or raise the threshold."
+            )
+        population = _population(layer, _decays(layer), np.asarray(threshold_mant), np.asarray(0), bias_exp)
+        made = Quantized(population, np.asarray(threshold_mant / layer.threshold), ())
+        chosen = chosen or made
+        half = 1 << (rules.BIAS_BITS - 1)
+        if _holds_voltage(population, np.array([-half << bias_exp, (half - 1) << bias_exp])):
+            return made._replace(backed_off=chosen.population.bias_exp - bias_exp)
+    assert chosen is not None
+    return chosen
 
 
 def _quantize_layer(layer: FoldedLayer, payload: int, precision: Precision) -> Quantized:
+    """The layer on the largest scale that holds its states; where only a scale that is too coarse would hold its
+    voltages, or none, as if no leak makes up for a negative drive, on the largest that holds its currents."""
     decays = _decays(layer)
-    found = _fitting(layer, int(decays[0].min()), payload, precision)
-    scale = np.asarray(found[0].scale * 2.0 ** found[0].exponent)  # the same by every connection
+    chosen: Quantized | None = None
+    for backed_off, (grids, sums) in enumerate(_fitting(layer, payload, precision)):
+        made = _on(grids, layer, decays, precision)
+        if layer.neuron == "none":
+            return made
+        threshold = made.population.threshold_mant.min()
+        if chosen is None:
+            if threshold < 1:
+                raise UserError(
+                    f"layer '{layer.name}': the threshold {layer.threshold:g} rounds to 0 on the grid of its largest "
+                    f"weight {_largest(layer):g}; lower the weights or raise the threshold."
+                )
+        elif threshold < FINE_THRESHOLD or any(
+            (a.scale != b.scale).any() for a, b in zip(grids, chosen.grids, strict=True)
+        ):
+            break
+        current, voltage = _held(layer, made, sums, precision)
+        if current and chosen is None:
+            chosen, first = made, backed_off
+        if current and voltage:
+            return made._replace(backed_off=backed_off - first)
+    if chosen is not None:
+        return chosen
+    least, most = precision.exponents
+    raise UserError(
+        f"layer '{layer.name}': no exponent in {least}..{most} holds threshold "
+        f"{layer.threshold:g}, bias up to {np.abs(layer.bias).max():g} and weights up to {_largest(layer):g} together; "
+        "bring them closer to each other."
+    )
+
+
+def _on(
+    grids: list[Grid], layer: FoldedLayer, decays: tuple[np.ndarray, np.ndarray], precision: Precision
+) -> Quantized:
+    """The layer on those grids."""
+    scale = np.asarray(grids[0].scale * 2.0 ** grids[0].exponent)  # the same by every connection
     if (scale == scale.flat[0]).all():
         scale = np.asarray(scale.flat[0])  # stock neurons hold one threshold
     bias_mant, bias_exp = _bias(np.rint(STATE_UNIT * scale * layer.bias).astype(np.int64), precision.bias_exponents[0])
     population = _population(layer, decays, np.asarray(np.rint(scale * layer.threshold), np.int64), bias_mant, bias_exp)
-    return Quantized(population, scale, tuple(found))
+    return Quantized(population, scale, tuple(grids))
+
+
+def _held(layer: FoldedLayer, made: Quantized, sums: np.ndarray, precision: Precision) -> tuple[bool, bool]:
+    """Whether 24 bits hold currents and voltages: under all that makes sums [2, O], or under samples with a margin."""
+    if precision.range == "calibrated":
+        if layer.reach is None:
+            raise UserError(
+                f"layer '{layer.name}': range = 'calibrated' takes samples; quantize what `calibrate` of "
+                "quantize.calibration makes of the network, or choose range = 'proven'."
+            )
+        unit = STATE_UNIT * float(made.scale.max()) * CALIBRATED_MARGIN
+        current, voltage = (unit * reach < rules.STATE_LIMIT for reach in layer.reach)
+        return current, voltage
+    population = made.population
+    activation = sums.reshape(2, -1, *[1] * (len(layer.shape) - 1))
+    u = invariant_u(activation, population.decay_u.astype(np.int64) + rules.CURRENT_DECAY_OFFSET)
+    within = bool(contains(np.array(LIMITS["u"]), u).all())
+    return within, within and _holds_voltage(population, u + population.bias)
+
+
+def _holds_voltage(population: Population, drive: np.ndarray) -> bool:
+    """Whether no voltage saturates under drives, u and bias, within an interval [2, ...]."""
+    threshold = population.threshold_mant.astype(np.int64) << rules.STATE_SHIFT
+    lost = population.decay_v.astype(np.int64)
+    _, voltage = invariant_v(drive, lost, threshold, population.reset, population.floor)
+    return bool(contains(np.array(LIMITS["v"]), voltage).all())
 
 
 def _population(
@@ -224,6 +302,7 @@ def _table(layer: FoldedLayer, quantized: Quantized, precision: Precision) -> li
         "bias_max": int(population.bias.max()),
         "bias_exp": population.bias_exp,
         "bias_error": bias_error,
+        "backed_off": quantized.backed_off,
         "alpha": _span(layer.alpha),
         "decay_u": _span(population.decay_u),
         "beta": _span(layer.beta),
@@ -257,10 +336,9 @@ def _span(values: Any) -> Any:
     return least if least == most else f"{least:.4g}..{most:.4g}"
 
 
-def _fitting(layer: FoldedLayer, decay_u: int, payload: int, precision: Precision) -> list[Grid]:
-    """The grids of the largest exponent whose threshold and bias fit and under which no input can push a sum or current
-    out."""
-    memory = rules.DECAY_UNITY / (decay_u + rules.CURRENT_DECAY_OFFSET)  # how often a constant input adds up in u
+def _fitting(layer: FoldedLayer, payload: int, precision: Precision) -> Iterator[tuple[list[Grid], np.ndarray]]:
+    """The grids of every exponent, from the largest on, whose threshold and bias fit and under which no input can push
+    an activation out; and the sums [2, O], the least and the largest, that any input can make."""
     bits, weights = precision.of(layer.name), [connection.weight for connection in layer.connections]
     steps = steps_of(clips_of(layer, precision), bits, if_zero=1 / (layer.threshold or 1.0))
     of_mantissas = steps[0].scale * 2.0 ** -steps[0].finer
@@ -276,19 +354,9 @@ def _fitting(layer: FoldedLayer, decay_u: int, payload: int, precision: Precisio
             lacking = lacks
             each = [rounded(w, step, bits, lack) for w, step, lack in zip(weights, steps, lacking, strict=True)]
         exponents = [exponent - step.finer + powers for step, powers in zip(steps, lacking, strict=True)]
-        activation = _strongest_sum(layer, each, exponents, payload)
-        if activation <= ACTIVATION_MAX and STATE_UNIT * activation * memory < rules.STATE_LIMIT:
-            if layer.neuron == "lif" and round(of_mantissas.min() * 2.0**exponent * layer.threshold) < 1:
-                raise UserError(
-                    f"layer '{layer.name}': the threshold {layer.threshold:g} rounds to 0 on the grid of its largest "
-                    f"weight {_largest(layer):g}; lower the weights or raise the threshold."
-                )
-            return [Grid(made.weight, made.scale, power) for made, power in zip(each, exponents, strict=True)]
-    raise UserError(
-        f"layer '{layer.name}': no exponent in {least}..{most} holds threshold "
-        f"{layer.threshold:g}, bias up to {np.abs(layer.bias).max():g} and weights up to {_largest(layer):g} together; "
-        "bring them closer to each other."
-    )
+        sums = _strongest_sums(layer, each, exponents, payload)
+        if np.abs(sums).max() <= ACTIVATION_MAX:
+            yield [Grid(made.weight, made.scale, power) for made, power in zip(each, exponents, strict=True)], sums
 
 
 def clips_of(layer: FoldedLayer, precision: Precision) -> list[np.ndarray]:
@@ -312,14 +380,13 @@ def _largest(layer: FoldedLayer) -> float:
     return float(max(np.abs(connection.weight).max() for connection in layer.connections))
 
 
-def _strongest_sum(layer: FoldedLayer, each: list[Rounded], exponents: list[int], payload: int) -> float:
-    """The largest activation, either way, that any spikes of all sources together can give a neuron."""
-    up = down = np.zeros(len(layer.bias))
+def _strongest_sums(layer: FoldedLayer, each: list[Rounded], exponents: list[int], payload: int) -> np.ndarray:
+    """The least and the largest activation, int64 [2, O], that any spikes of all sources together can give a neuron."""
+    sums = np.zeros((2, len(layer.bias)))
     for connection, weights, exponent in zip(layer.connections, each, exponents, strict=True):
         unit = (payload if connection.source == INPUT else 1) * 2.0**exponent
-        up = up + np.ceil(weights.positive * unit)
-        down = down + np.ceil(-weights.negative * unit)
-    return float(max(up.max(), down.max()))
+        sums += [np.floor(weights.negative * unit), np.ceil(weights.positive * unit)]
+    return sums.astype(np.int64)
 
 
 def _bias(bias: np.ndarray, exponent: int) -> tuple[np.ndarray, int]:

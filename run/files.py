@@ -8,7 +8,7 @@ Progress = Callable[[str, int, int, str], None]  # what, done, total, a note
 
 WEIGHTS, METRICS = "train/weights.safetensors", "train/metrics.jsonl"
 NETWORK, INPUTS, FLOAT = "quantize/network.npz", "quantize/inputs.npz", "quantize/float.npz"
-SCALES, FIDELITY = "quantize/scales.json", "quantize/fidelity.json"
+SCALES, FIDELITY, BOUNDS = "quantize/scales.json", "quantize/fidelity.json", "quantize/bounds.json"
 SENSITIVITY, SENSITIVITY_PAGE = "quantize/sensitivity.json", "quantize/sensitivity.md"
 SENSITIVITY_PICTURES = ("quantize/sensitivity-layers.svg", "quantize/sensitivity-front.svg")
 DIFFERENCES, WAYS_MEASURED = "differences.json", "ways.json"

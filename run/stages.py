@@ -1,7 +1,7 @@
 """The stages of a run, each a step from the files of the one before to its own.
 
     train     -> train/weights.safetensors, train/metrics.jsonl; of a model from elsewhere differences.json too
-    quantize  -> quantize/network.npz, inputs.npz, float.npz, scales.json, fidelity.json
+    quantize  -> quantize/network.npz, inputs.npz, float.npz, scales.json, fidelity.json, bounds.json
     deploy    -> deploy/recordings/<backend>.npz, deploy/chip.json
     verify    -> verdict.json
     ways      -> ways.json, of a model from elsewhere
@@ -32,6 +32,7 @@ from deploy import BACKENDS
 from run import building, chip
 from run.config import Config
 from run.files import (
+    BOUNDS,
     CHIP,
     DIFFERENCES,
     FIDELITY,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from run.sensitivity.search import Goal
 
 COST_SAMPLES = 64  # on which each rounding is tried by itself
+BOUNDED_SAMPLES = 64  # of the training part, whose states are told beside what is proven of them
 SENSITIVITY_SAMPLES = 512  # on which widths are tried
 
 
@@ -94,7 +96,7 @@ def check(config: Config, before: Config | None, on_lava: bool) -> None:
             check(network, building.training_of(config))
         config.quantize.check(stage.name for stage in network.stages if not stage.input_is_bias)
         if config.train.aware_epochs:
-            check_aware(network)
+            check_aware(network, config.quantize)
 
 
 def train(config: Config, folder: RunFolder, progress: Progress) -> bool:
@@ -134,6 +136,8 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
 
     def work() -> None:
         from quantize import engine, held_out, integer_network, recording
+        from quantize.bounds import certificate
+        from quantize.bounds.proof import prove
         from quantize.calibration import calibrate
         from quantize.cost import rounding_costs
         from quantize.fidelity import fidelity
@@ -150,32 +154,38 @@ def quantize(config: Config, folder: RunFolder, progress: Progress) -> bool:
         )
         test = dataset.test
         load_weights(network, weights)
-        progress("quantize", 0, 4, "choosing integers")
-        layers = calibrate(network, calibration_inputs(dataset, encoding), config.quantize)
+        progress("quantize", 0, 5, "choosing integers")
+        samples = calibration_inputs(dataset, encoding)
+        layers = calibrate(network, samples, config.quantize)
         check_alive(layers, encoding.payload_bits)
         each = quantize_each(layers, encoding.payload_bits, config.quantize)
         integers, scales = assembled(layers, each, network.input_shape, encoding.payload_bits, config.quantize)
         shown = encode_all(test.values, encoding)
         held = held_out.HeldOut(input_biases(layers, integers, shown) if encoding.input_is_bias else shown, test.labels)
-        progress("quantize", 1, 4, "float network on the held-out part")
+        progress("quantize", 1, 5, "proving ranges")
+        seen = samples[:, :BOUNDED_SAMPLES].numpy()
+        seen = input_biases(layers, integers, seen) if encoding.input_is_bias else seen
+        bounds = prove(integers, seen, len(shown))
+        progress("quantize", 2, 5, "float network on the held-out part")
         floats = recording.Recording("float", sha256_of(weights), held.hash, record(network, test, encoding))
-        progress("quantize", 2, 4, "each rounding by itself")
+        progress("quantize", 3, 5, "each rounding by itself")
         emitted = {name: raster[:, :COST_SAMPLES] for name, raster in floats.spikes.items()}
         costs = rounding_costs(layers, each, integers, shown[:, :COST_SAMPLES], emitted)
         first_rows = {row["population"]: row for row in reversed(scales)}
         for name, columns in costs.items():
             first_rows[name].update(columns)
-        progress("quantize", 3, 4, "integer network on the held-out part")
+        progress("quantize", 4, 5, "integer network on the held-out part")
         lost = fidelity(floats, engine.run(integers, held.inputs), test.labels, integers)
         integer_network.save(integers, folder.path / NETWORK)
         held_out.save(held, folder.path / INPUTS)
         recording.save(floats, folder.path / FLOAT)
         write_json(folder.path / SCALES, scales)
         write_json(folder.path / FIDELITY, lost)
-        progress("quantize", 4, 4, "")
+        certificate.save(bounds, folder.path / BOUNDS)
+        progress("quantize", 5, 5, "")
 
     decides = building.decides_integers(config)
-    return folder.step("quantize", decides, [weights], [NETWORK, INPUTS, FLOAT, SCALES, FIDELITY], work)
+    return folder.step("quantize", decides, [weights], [NETWORK, INPUTS, FLOAT, SCALES, FIDELITY, BOUNDS], work)
 
 
 def sensitivity(config: Config, folder: RunFolder, progress: Progress, wanted: Goal, command: str) -> bool:
@@ -249,11 +259,14 @@ def deploy(config: Config, folder: RunFolder, progress: Progress) -> bool:
 
 
 def verify(config: Config, folder: RunFolder, progress: Progress) -> bool:
-    """Compare all recordings pair by pair and write the verdict; True if there was something to do."""
+    """Check the bounds, compare all recordings pair by pair and write the verdict; True if there was something to do.
+
+    Raises UserError for bounds that do not hold.
+    """
     names = config.deploy.backends
     files = [folder.require(recording_file(name), "deploy") for name in names]
     of_floats = () if folder.is_adopted else (FLOAT, FIDELITY)
-    reads = [folder.require(file, "quantize") for file in (NETWORK, INPUTS, *of_floats)]
+    reads = [folder.require(file, "quantize") for file in (NETWORK, INPUTS, BOUNDS, *of_floats)]
     reads.append(folder.require(CHIP, "deploy"))
 
     def work() -> None:
@@ -264,7 +277,7 @@ def verify(config: Config, folder: RunFolder, progress: Progress) -> bool:
             progress("verify", done, len(pairs), f"{a} against {b}")
             comparisons.append(compare(config, folder, recordings[a], recordings[b]))
         progress("verify", len(pairs), len(pairs), "")
-        write_json(folder.path / VERDICT, _verdict(folder, recordings, comparisons))
+        write_json(folder.path / VERDICT, _verdict(folder, recordings, comparisons) | {"range": _checked(folder)})
 
     return folder.step("verify", [list(names)], [*reads, *files], [VERDICT], work)
 
@@ -348,7 +361,7 @@ def report(config: Config, folder: RunFolder, progress: Progress) -> bool:
     verdict_file = folder.require(VERDICT, "verify")
     names = config.deploy.backends
     files = [folder.require(recording_file(name), "deploy") for name in names]
-    quantized = [folder.require(file, "quantize") for file in (NETWORK, INPUTS, FLOAT, SCALES, FIDELITY)]
+    quantized = [folder.require(file, "quantize") for file in (NETWORK, INPUTS, FLOAT, SCALES, FIDELITY, BOUNDS)]
     metrics, on_chip = folder.require(METRICS, "train"), folder.require(CHIP, "deploy")
     of_model = _of_model(folder) if config.network.model else {}
 
@@ -356,6 +369,7 @@ def report(config: Config, folder: RunFolder, progress: Progress) -> bool:
         from deploy.report import ReportData, write
         from deploy.verify import Comparison
         from quantize import held_out, integer_network, recording
+        from quantize.bounds import certificate
 
         progress("report", 0, 1, "")
         found = verdict(folder)
@@ -376,6 +390,8 @@ def report(config: Config, folder: RunFolder, progress: Progress) -> bool:
             accuracy=found["accuracy"],
             fidelity=json.loads((folder.path / FIDELITY).read_text(encoding="utf-8")),
             scales=json.loads((folder.path / SCALES).read_text(encoding="utf-8")),
+            bounds=certificate.summary(certificate.load(folder.path / BOUNDS)),
+            range=found["range"],
             seconds=folder.seconds(),
             versions=found["versions"],
             chip=_json(on_chip),
@@ -409,6 +425,8 @@ def adopt(folder: RunFolder, network: Path, inputs: Path) -> bool:
 
     def work() -> None:
         from quantize import held_out, integer_network
+        from quantize.bounds import certificate
+        from quantize.bounds.proof import prove
 
         if network.suffix == ".onnx":
             from deploy.onnx.files import load
@@ -418,11 +436,12 @@ def adopt(folder: RunFolder, network: Path, inputs: Path) -> bool:
             from quantize.integer_network import load
         found = load(network)
         held = held_out.load(inputs)
-        found.check_inputs(held.inputs)
+        seen = found.check_inputs(held.inputs)[:, :BOUNDED_SAMPLES]
         integer_network.save(found, folder.path / NETWORK)
         held_out.save(held, folder.path / INPUTS)
+        certificate.save(prove(found, seen, len(seen)), folder.path / BOUNDS)
 
-    return folder.step("adopt", [], [network, inputs], [NETWORK, INPUTS], work)
+    return folder.step("adopt", [BOUNDED_SAMPLES], [network, inputs], [NETWORK, INPUTS, BOUNDS], work)
 
 
 def lava_options(config: Config) -> LavaOptions:
@@ -434,6 +453,25 @@ def lava_options(config: Config) -> LavaOptions:
 
 def recording_file(backend: str) -> str:
     return f"deploy/recordings/{backend}.npz"
+
+
+def _checked(folder: RunFolder) -> dict[str, Any]:
+    """What a run's bounds say, once every claim of theirs has been checked."""
+    from quantize import integer_network
+    from quantize.bounds import certificate
+    from quantize.bounds.checker import check
+
+    bounds = certificate.load(folder.path / BOUNDS)
+    check(integer_network.load(folder.path / NETWORK), bounds)
+    populations = {name: bounds.word(name) for name in bounds.answers}
+    return {"answer": bounds.word(), "steps": bounds.steps, "populations": populations}
+
+
+def ranges(folder: RunFolder) -> list[str]:
+    """What is proven of the ranges of a quantized run, a sentence for each population."""
+    from quantize.bounds import certificate
+
+    return certificate.describe(certificate.load(folder.require(BOUNDS, "quantize")))
 
 
 def _verdict(folder: RunFolder, recordings: dict[str, Recording], comparisons: list[Comparison]) -> dict[str, Any]:

@@ -195,3 +195,17 @@ def test_a_network_with_norms_can_learn_as_integers_from_scratch(tmp_path: Path)
     fit(network, digits, encoding, training, tmp_path, aware=lambda *given: AwareNetwork(*given, Precision(4)))
     aware = AwareNetwork(network, calibration_inputs(digits, encoding), Precision(4))
     assert evaluate(aware, digits.test, encoding) > 0.9
+
+
+@pytest.mark.parametrize("reset", ["hard", "soft-late"])
+def test_the_reach_of_voltages_is_that_of_the_float_network(reset: str) -> None:
+    network = build("12-4", (6,), neuron=lambda: LIF(alpha=0.3, beta=0.9, reset=reset), seed=1)
+    inputs = (torch.rand(9, 20, 6, generator=torch.Generator().manual_seed(0)) < 0.6).byte()
+    _, membranes = network.eval().spikes_and_membranes(inputs)
+    layers = calibrate(network, inputs, Precision(range="calibrated"))
+    for layer in layers:
+        assert layer.reach is not None
+        assert layer.reach[1] == pytest.approx(membranes[layer.name].detach().abs().max().item(), rel=1e-4)
+    quantize(layers, network.input_shape, 1, Precision(range="calibrated"))
+    with pytest.raises(UserError, match=r"quantize.range = 'calibrated' takes samples, .* set range = 'proven'"):
+        AwareNetwork(network, inputs, Precision(range="calibrated"))

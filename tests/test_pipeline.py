@@ -31,6 +31,8 @@ from deploy.nir import foreign
 from deploy.onnx import files
 from quantize import held_out, integer_network, recording, reference
 from quantize.arithmetic import LOIHI_LIF_V1
+from quantize.bounds import certificate
+from quantize.bounds.proof import prove
 from quantize.calibration import calibrate
 from quantize.fold import fold
 from quantize.grids import Precision
@@ -219,6 +221,17 @@ def test_another_chip_is_placed_on_anew_and_nothing_else(run: Path) -> None:
     assert "deploy: lava" not in done.stdout
 
 
+def test_the_range_is_proven_of_every_population_and_checked_again(run: Path) -> None:
+    bounds = certificate.load(run / "quantize" / "bounds.json")
+    assert (bounds.word(), bounds.steps) == ("proven", None)
+    proven = {"answer": "proven", "steps": None, "populations": {"dense1": "proven", "dense2": "proven"}}
+    assert json.loads((run / "verdict.json").read_text())["range"] == proven
+    assert "dense2: range proven, at most activation" in pipeline("quantize", "--out", run).stdout
+    file = run / "quantize" / "bounds.json"
+    file.write_text(file.read_text().replace('"spacing":[', '"spacing":[9', 1))
+    assert "population 'dense1', neuron (0,): spikes may follow each other sooner" in refused("verify", "--out", run)
+
+
 def test_a_difference_is_found_explained_and_ends_with_status_1(run: Path) -> None:
     """A recording made under `>=` instead of `>` stands in for a faulty backend; threshold 0 shows it."""
     network = integer_network.load(run / "quantize" / "network.npz")
@@ -226,6 +239,7 @@ def test_a_difference_is_found_explained_and_ends_with_status_1(run: Path) -> No
         replace(p, threshold_mant=np.asarray(0), bias_mant=np.zeros_like(p.bias_mant), decay_v=np.asarray(0))
         for p in network.populations))  # fmt: skip
     integer_network.save(quiet, run / "quantize" / "network.npz")
+    certificate.save(prove(quiet, seconds=0), run / "quantize" / "bounds.json")
     shutil.rmtree(run / "deploy")
     keep = ("--set", "deploy.backends=reference,engine")
     assert pipeline("deploy", "--out", run, *keep).returncode == 0

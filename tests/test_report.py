@@ -84,6 +84,25 @@ def make_data(samples=40, steps=20, channels=4, different=True, hidden="conv1", 
             "scales": [{"layer": "conv1", "scale": 118.25, "exponent": 0}, {"layer": "output", "clipped": 3}],
             "seconds": {"train": 41.2, "quantize": 0.8, "lava": 12.6, "report": 1.1},
             "versions": {"lava-nc": "0.10.0", "numpy": "2.3.5"},
+            "bounds": [
+                {
+                    "population": name,
+                    "quantity": quantity,
+                    "answer": "undecided" if name == "output" and quantity == "v" else "proven",
+                    "neurons": network[name].size,
+                    "proven": network[name].size - (name == "output" and quantity == "v"),
+                    "bound": [-limit // 2, limit // 3],
+                    "observed": [-limit // 5, limit // 4],
+                    "limit": [-limit, limit - 1],
+                }
+                for name in network.order
+                for quantity, limit in (("activation", 1 << 15), ("u", 1 << 23), ("v", 1 << 23))
+            ],
+            "range": {
+                "answer": "undecided",
+                "steps": steps,
+                "populations": {hidden: "proven", "dense1": "proven", "output": "undecided"},
+            },
             "training": [
                 {"epoch": e, "loss": 2.2 / e, "train_accuracy": 1 - 0.7 / e, "test_accuracy": 1 - 0.75 / e}
                 for e in range(1, 13)
@@ -336,3 +355,17 @@ def test_network_read_as_current_leaves_a_whole_page(layers, tmp_path):
     assert np.trace(twin["confusion"]["counts"]) == 12
     assert twin["integers"]["populations"][-1]["threshold"] == "–"
     assert [row["population"] for row in twin["rates"]] == list(measured["populations"])
+
+
+def test_the_page_tells_what_is_proven_of_ranges_and_what_is_not(pair):
+    html, twin = pair
+    assert "no input is known to overflow a register, and none is excluded" in html
+    assert [row["quantity"] for row in twin["bounds"]["dense1"]] == ["activation", "u", "v"]
+    assert twin["range"]["populations"]["output"] == "undecided"
+    assert html.count("Proven and observed ranges of population") == 3
+
+
+def test_a_proven_range_is_for_any_number_of_steps_unless_it_says_how_many(tmp_path):
+    data = make_data(samples=4, different=False)
+    data = replace(data, range=data.range | {"answer": "proven", "steps": None})
+    assert "no input of any number of steps pushes" in written(data, tmp_path)[0]

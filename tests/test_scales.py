@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from base.errors import UserError
 from quantize import reference
-from quantize.arithmetic import LOIHI_LIF_V1
+from quantize.arithmetic import LOIHI_LIF_V1, RESETS
+from quantize.bounds.certificate import PROVEN, REFUTED
+from quantize.bounds.proof import prove
 from quantize.fold import FoldedConnection, FoldedLayer
 from quantize.grids import Precision
 from quantize.integer_network import INPUT
@@ -208,3 +210,69 @@ def test_a_current_readout_keeps_its_bias_on_the_grid_of_its_weights() -> None:
     expected = (inputs[0] @ weight.T + bias) * 64 * row["scale"]
     assert np.abs(current - expected).max() <= 64 * 2.0 ** network.connections[0].exponent * 2 + 64
     assert int(network["a"].decay_u) == 4095
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.floats(0, 0.8),
+    st.floats(0.1, 0.95),
+    st.sampled_from(RESETS),
+    st.booleans(),
+    st.sampled_from([1, 4]),
+)
+@settings(max_examples=80)
+def test_the_scale_is_the_largest_of_which_the_range_is_proven(
+    seed: int, alpha: float, beta: float, reset: str, floor: bool, bits: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(5, 12)) / ((1 << bits) - 1)
+    feedback = FoldedConnection("a", rng.normal(size=(5, 5)), delay=1)
+    folded = layer(weight, bias=0.1, alpha=alpha, beta=beta, reset=reset, floor=floor)
+    folded = replace(folded, connections=(*folded.connections, feedback))
+    network, (row, _) = quantize([folded], (12,), bits)
+    assert prove(network, seconds=0).word() == PROVEN
+    if row["backed_off"]:
+        population = network["a"]
+        larger = replace(
+            network,
+            populations=(
+                replace(population, threshold_mant=2 * population.threshold_mant, bias_exp=population.bias_exp + 1),
+            ),
+            connections=tuple(replace(c, exponent=c.exponent + 1) for c in network.connections),
+        )
+        assert prove(larger, seconds=0).word() != PROVEN
+
+
+def test_the_range_of_the_voltage_costs_exponents_and_no_bits() -> None:
+    weight = np.full((2, 40), -0.5)
+    network, (row,) = quantize([layer(weight, beta=0.98)], (40,), 1)
+    quick, (usual,) = quantize([layer(weight, beta=0.5)], (40,), 1)
+    assert (row["backed_off"], usual["backed_off"]) == (3, 0)
+    assert np.array_equal(network.connections[0].weight, quick.connections[0].weight)
+    assert network.connections[0].exponent == quick.connections[0].exponent - 3
+    assert prove(network).word() == PROVEN
+
+
+def test_where_no_scale_helps_none_is_given_up_and_the_proof_says_so() -> None:
+    network, (row,) = quantize([layer(np.full((1, 4), -1.0), beta=1.0)], (4,), 1)
+    assert row["backed_off"] == 0
+    assert prove(network, steps=100).word() == REFUTED
+
+
+def test_an_input_as_bias_leaves_room_for_what_a_slow_leak_sums_up() -> None:
+    network, (row,) = quantize([layer(np.eye(2), beta=0.99, input_is_bias=True)], (2,), 1)
+    assert row["backed_off"] == 7 - network["a"].bias_exp > 0
+    assert prove(network).word() == PROVEN
+
+
+def test_samples_may_decide_the_range_with_a_margin() -> None:
+    given = layer(np.full((2, 40), -0.5), beta=0.98)
+    calibrated = Precision(calibration="error", range="calibrated")
+    proven, _ = quantize([given], (40,), 1)
+    for reach, given_up in (((1.0, 60.0), 0), ((1.0, 100.0), 1), ((1.0, 200.0), 2)):
+        network, (row,) = quantize([replace(given, reach=reach)], (40,), 1, calibrated)
+        assert row["backed_off"] == given_up
+        assert 2 * reach[1] * row["scale"] * 64 < 1 << 23
+        assert network.connections[0].exponent > proven.connections[0].exponent
+    with pytest.raises(UserError, match="layer 'a': range = 'calibrated' takes samples"):
+        quantize([given], (40,), 1, calibrated)

@@ -1,0 +1,310 @@
+"""The integer step has one meaning: the reference, the engine, aware training and the ONNX graph compute the same for
+all states, activations, biases, thresholds and decays. The code itself is run on symbols, and z3 finds no difference.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import z3
+from numba import njit
+from symbols import Lost, Paths, Quotient, Share, Symbol, Truth, term
+
+from deploy.onnx import integer
+from quantize import arithmetic, aware, engine
+from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
+
+STATE = 1 << 23
+RANGES = {  # of everything that a step reads
+    "u": (1 - STATE, STATE),
+    "v": (1 - STATE, STATE - 1),
+    "kept u": (-STATE * 4096, STATE * 4096),
+    "kept v": (-STATE * 4096, STATE * 4096),
+    "activation": (-(1 << 24), 1 << 24),
+    "bias": (-(1 << 19), (1 << 19) - 1),
+    "threshold": (0, (1 << 17) - 1),
+}
+
+
+def symbol(name: str) -> Symbol:
+    return Symbol(z3.Int(name))
+
+
+class Step:
+    """What one step reads, as symbols, and what is assumed of them.
+
+    Where a form truncates a product in a known way, that is replaced by what the state keeps.
+    """
+
+    def __init__(self) -> None:
+        self.u, self.v, self.activation, self.bias, self.mantissa = map(
+            symbol, ("u", "v", "activation", "bias", "threshold")
+        )
+        self.keep_u, self.keep_v = Share(self.u, symbol("kept u")), Share(self.v, symbol("kept v"))
+        self.assumed = [z3.And(z3.Int(name) >= low, z3.Int(name) <= high) for name, (low, high) in RANGES.items()]
+        self.rewritten = [
+            (truncated(share.product).term, z3.Int(f"truncated {share.product.term}"))
+            for share in (self.keep_u, self.keep_v)
+            for truncated in TRUNCATIONS
+        ]
+        self.assumed += [z3.And(kept >= -STATE, kept <= STATE) for _, kept in self.rewritten]
+
+    def possible(self, conditions: list[Any]) -> bool:
+        solver = z3.SolverFor("QF_LIA")
+        solver.add(*self.assumed, *(z3.substitute(condition, *self.rewritten) for condition in conditions))
+        answer = solver.check()
+        assert answer != z3.unknown
+        return bool(answer == z3.sat)
+
+    def holds(self, condition: Any, claim: Any) -> bool:
+        return not self.possible([condition, z3.Not(claim)])
+
+
+Outcome = tuple[Any, Any, Any]  # u, v, spikes as terms
+
+
+def where(condition: Truth, yes: Any, no: Any) -> Symbol:
+    return Symbol(z3.If(condition.term, term(yes), term(no)))
+
+
+class Sign:
+    def __init__(self, of: Symbol) -> None:
+        self.of = of
+
+    def __mul__(self, size: Symbol) -> Symbol:
+        return where(self.of > 0, size, where(self.of < 0, 0 - size, 0))
+
+
+def _same(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _int32(value: Any) -> Any:
+    return value.truncated() if isinstance(value, Quotient) else value
+
+
+NUMPY = SimpleNamespace(
+    int64=_same,
+    float64=_same,
+    float32=_same,
+    int32=_int32,
+    asarray=_same,
+    sign=Sign,
+    abs=lambda x: where(x < 0, 0 - x, x),
+    where=where,
+    clip=lambda x, low, high: where(x < low, low, where(x > high, high, x)),
+    maximum=lambda x, low: where(x < low, low, x),
+    greater=lambda a, b: a > b,
+)
+
+
+def cells(*values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    array = np.empty(shape, object)
+    array.reshape(-1)[:] = values
+    return array
+
+
+def reference(step: Step, reset: str, floor: bool) -> Outcome:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arithmetic, "np", NUMPY)
+        u, v, spikes = arithmetic.lif_step(
+            step.u,
+            step.v,
+            step.activation,
+            decay_u=Lost(step.keep_u, 0) + -arithmetic.CURRENT_DECAY_OFFSET,
+            decay_v=Lost(step.keep_v, 0),
+            threshold_mant=step.mantissa,
+            bias=step.bias,
+            reset=reset,
+            floor=floor,
+            rules=arithmetic.Rules(fires=NUMPY.greater),
+        )
+    return term(u), term(v), term(spikes)
+
+
+def of_engine(step: Step, reset: str, floor: bool) -> Outcome:
+    one, nobody = (1, 1, 1), np.empty((1, 0, 1), object)
+    u, v, spikes = cells(step.u, shape=(1, 1)), cells(step.v, shape=(1, 1)), cells(0, shape=one)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "np", NUMPY)
+        engine._scan.py_func(
+            cells(step.activation, shape=one),
+            u,
+            v,
+            *(cells(value, shape=(1,)) for value in (step.keep_u, step.keep_v, step.mantissa << 6)),
+            cells(step.bias, shape=(1, 1)),
+            reset.startswith("hard"),
+            reset.endswith("late"),
+            floor,
+            spikes,
+            nobody,
+            nobody,
+        )
+    return term(u[0, 0]), term(v[0, 0]), term(spikes[0, 0, 0])
+
+
+class Tile:
+    """One neuron's state in the kernel's memory: where that starts from zero, it starts from a symbol."""
+
+    def __init__(self, start: Any) -> None:
+        self.start = self.value = start
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        if isinstance(place, slice):
+            value = value.value if isinstance(value, Tile) else self.start
+        self.value = value
+
+    def __getitem__(self, place: int) -> Any:
+        return self.value
+
+
+class SixtyFourth:
+    """A bias in units of activation."""
+
+    def __init__(self, bias: Symbol) -> None:
+        self.bias = bias
+
+    def __rmul__(self, unit: int) -> Symbol:
+        assert unit == 64
+        return self.bias
+
+
+def of_aware_training(step: Step, reset: str, floor: bool) -> Outcome:
+    u, v, kept = Tile(step.u), Tile(step.v), Tile(None)
+    made = iter((u, v, kept))
+    memory = vars(NUMPY) | {"empty": lambda *_: next(made), "full": lambda _, value: Tile(value)}
+    spikes = cells(0, shape=(1, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aware, "np", SimpleNamespace(**memory))
+        aware._kernel.py_func(
+            cells(step.mantissa << 6, shape=(1,)),
+            0,
+            1,
+            cells(step.activation, shape=(1, 1)),
+            cells(SixtyFourth(step.bias), shape=(1,)),
+            spikes,
+            cells(0, shape=(1, 1)),
+            *(cells(share / 4096, shape=(1,)) for share in (step.keep_u, step.keep_v)),
+            1.0,
+            reset.startswith("hard"),
+            floor,
+            reset.endswith("late"),
+        )
+    return term(u.value), term(v.value), term(spikes[0, 0])
+
+
+OPERATORS = {
+    "Add": lambda a, b: a + b,
+    "Sub": lambda a, b: a - b,
+    "Mul": lambda a, b: a * b,
+    "Div": lambda a, b: a / b,
+    "Cast": lambda a: a.truncated() if isinstance(a, Quotient) else a,
+    "Greater": lambda a, b: a > b,
+    "LessOrEqual": lambda a, b: a <= b,
+    "Where": where,
+    "Clip": NUMPY.clip,
+}
+
+
+def of_onnx(step: Step, reset: str, floor: bool) -> Outcome:
+    """The nodes of a network's exported graph behind the sum of its connection. No value of theirs leaves int32."""
+    lif = Population("a", (1,), 7, 8, 9, 10, reset=reset, floor=floor)
+    made = integer.build(IntegerNetwork((1,), (lif,), (Connection(INPUT, "a", np.array([[2]])),), "a"))
+    values: dict[str, Any] = {
+        "a/u": step.u,
+        "a/v": step.v,
+        "connection/0/drive": step.activation << 6,
+        "population/a/decay_u": Lost(step.keep_u, 1),
+        "population/a/decay_v": Lost(step.keep_v, 0),
+        "population/a/threshold_mant": step.mantissa,
+        "a/bias": step.bias,
+    }
+    nodes = {node.output[0]: node for node in made.nodes}
+
+    def value(name: str) -> Any:
+        if name not in values and name.startswith("constant/"):
+            values[name] = int(float(name.split("/")[2]))
+        elif name not in values:
+            node = nodes[name]
+            values[name] = OPERATORS[node.op_type](*map(value, node.input))
+            if isinstance(values[name], Symbol):
+                fits = z3.And(values[name].term >= -(1 << 31), values[name].term < 1 << 31)
+                assert step.holds(z3.BoolVal(True), fits), f"{name} leaves int32"
+        return values[name]
+
+    return tuple(term(value(f"a/{what}")) for what in ("u/next", "v/next", "spikes"))  # type: ignore[return-value]
+
+
+def biased_shift(product: Symbol) -> Symbol:
+    return (product + ((product >> 63) & 4095)) >> 12
+
+
+def sign_apart(product: Symbol) -> Symbol:
+    return Sign(product) * (NUMPY.abs(product) >> 12)
+
+
+def cast(product: Symbol) -> Symbol:
+    return Quotient(product).truncated()
+
+
+TRUNCATIONS = (sign_apart, biased_shift, cast)
+
+
+@pytest.mark.parametrize("form", [of_engine, of_aware_training, of_onnx])
+@pytest.mark.parametrize("floor", [False, True])
+@pytest.mark.parametrize("reset", arithmetic.RESETS)
+def test_every_form_of_the_step_is_the_same_for_all_states(form: Any, reset: str, floor: bool) -> None:
+    step = Step()
+    expected = reference(step, reset, floor)
+    ways = 0
+    for condition, found in Paths(step.possible).explore(lambda: form(step, reset, floor)):
+        assert step.holds(condition, z3.And([ours == theirs for ours, theirs in zip(expected, found, strict=True)]))
+        ways += 1
+    assert ways == 1 if form is of_onnx else ways > 6
+
+
+@pytest.mark.parametrize("truncated", TRUNCATIONS)
+def test_every_way_to_truncate_is_division_towards_zero(truncated: Any) -> None:
+    """For products of up to 2^40 either way: the quotient whose remainder is smaller than 4096 and has their sign."""
+    product = z3.Int("product")
+    rest = product - 4096 * truncated(Symbol(product)).term
+    solver = z3.Solver()
+    solver.add(product > -(1 << 40), product < 1 << 40)
+    solver.add(z3.Not(z3.If(product >= 0, z3.And(rest >= 0, rest < 4096), z3.And(rest <= 0, rest > -4096))))
+    assert solver.check() == z3.unsat
+
+
+def test_a_step_that_fires_at_its_threshold_is_found() -> None:
+    step = Step()
+    with pytest.MonkeyPatch.context() as patch:
+        expected = reference(step, "hard", False)
+        patch.setattr(NUMPY, "greater", lambda a, b: a >= b)
+        *_, spikes = reference(step, "hard", False)
+    assert not step.holds(z3.BoolVal(True), spikes == expected[2])
+
+
+@njit
+def _differing(keep: int, least: int, most: int) -> int:
+    """How many states in least..most float64 and integers decay otherwise."""
+    share, found = keep / 4096, 0
+    for state in range(least, most + 1):
+        product = state * keep
+        found += np.int32(share * np.float64(state)) != (product + ((product >> 63) & 4095)) >> 12
+    return found
+
+
+def test_float64_holds_every_share_and_every_product() -> None:
+    """A share has at most 12 significant bits, a state 24, so their product needs 36 of 53: it is exact, and so is its
+    quotient by a power of two. All shares are looked at, and for some of them all states."""
+    lost = np.arange(4096)
+    unused = {"threshold_mant": 0, "bias_mant": 0}
+    population = Population("a", (4096,), lost, lost, **unused)
+    assert np.array_equal(population.alpha * 4096, 4095 - lost)
+    assert np.array_equal(population.beta * 4096, 4096 - lost)
+    assert np.array_equal(population.beta.astype(np.float32), population.beta)
+    for keep in (1, 2, 3, 683, 1023, 2048, 3071, 4093, 4095, 4096):
+        assert _differing(keep, -STATE, STATE) == 0
+    assert all(_differing(keep, STATE - 99, STATE) == 0 for keep in range(4097))
