@@ -51,6 +51,13 @@ class Step:
             for truncated in TRUNCATIONS
         ]
         self.assumed += [z3.And(kept >= -STATE, kept <= STATE) for _, kept in self.rewritten]
+        self.narrowed: list[Any] = []
+
+    def narrow(self, value: Any) -> Any:
+        """The value cast to int32, which it must fit."""
+        if isinstance(value, Symbol):
+            self.narrowed.append(z3.substitute(fits_int32(value), *self.rewritten))
+        return value
 
     def possible(self, conditions: list[Any]) -> bool:
         solver = z3.SolverFor("QF_LIA")
@@ -61,6 +68,10 @@ class Step:
 
     def holds(self, condition: Any, claim: Any) -> bool:
         return not self.possible([condition, z3.Not(claim)])
+
+
+def fits_int32(value: Symbol) -> Any:
+    return z3.And(value.term >= -(1 << 31), value.term < 1 << 31)
 
 
 Outcome = tuple[Any, Any, Any]  # u, v, spikes as terms
@@ -128,10 +139,15 @@ def reference(step: Step, reset: str, floor: bool) -> Outcome:
 def of_engine(step: Step, reset: str, floor: bool) -> Outcome:
     one, nobody = (1, 1, 1), np.empty((1, 0, 1), object)
     u, v, spikes = cells(step.u, shape=(1, 1)), cells(step.v, shape=(1, 1)), cells(0, shape=one)
+    step.narrowed.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "np", NUMPY)
+        patch.setattr(engine, "np", SimpleNamespace(int32=step.narrow))
+        patch.setattr(engine, "_kept", lambda state, share: biased_shift(share * state))
         engine._scan.py_func(
             cells(step.activation, shape=one),
+            0,
+            1,
+            0,
             u,
             v,
             *(cells(value, shape=(1,)) for value in (step.keep_u, step.keep_v, step.mantissa << 6)),
@@ -231,8 +247,7 @@ def of_onnx(step: Step, reset: str, floor: bool) -> Outcome:
             node = nodes[name]
             values[name] = OPERATORS[node.op_type](*map(value, node.input))
             if isinstance(values[name], Symbol):
-                fits = z3.And(values[name].term >= -(1 << 31), values[name].term < 1 << 31)
-                assert step.holds(z3.BoolVal(True), fits), f"{name} leaves int32"
+                assert step.holds(z3.BoolVal(True), fits_int32(values[name])), f"{name} leaves int32"
         return values[name]
 
     return tuple(term(value(f"a/{what}")) for what in ("u/next", "v/next", "spikes"))  # type: ignore[return-value]
@@ -262,6 +277,7 @@ def test_every_form_of_the_step_is_the_same_for_all_states(form: Any, reset: str
     ways = 0
     for condition, found in Paths(step.possible).explore(lambda: form(step, reset, floor)):
         assert step.holds(condition, z3.And([ours == theirs for ours, theirs in zip(expected, found, strict=True)]))
+        assert step.holds(condition, z3.And(step.narrowed))
         ways += 1
     assert ways == 1 if form is of_onnx else ways > 6
 
@@ -275,6 +291,41 @@ def test_every_way_to_truncate_is_division_towards_zero(truncated: Any) -> None:
     solver.add(product > -(1 << 40), product < 1 << 40)
     solver.add(z3.Not(z3.If(product >= 0, z3.And(rest >= 0, rest < 4096), z3.And(rest <= 0, rest > -4096))))
     assert solver.check() == z3.unsat
+
+
+class InParts(Share):
+    """A share whose products with the high bits of a state, and with its 12 lowest, are looked at by themselves."""
+
+    def __init__(self, of: Symbol) -> None:
+        self.high, self.low = symbol("high"), symbol("low")
+        super().__init__(of, (self.high << 12) + self.low)
+        self._products = [((of >> 12).term, self.high), ((of & 4095).term, self.low)]
+
+    def __rmul__(self, part: Symbol) -> Symbol:
+        return next(product for of, product in self._products if of.eq(part.term))
+
+
+def test_the_engine_truncates_in_32_bits() -> None:
+    """A product of state and share has the sign of the state, or is 0 where the share is."""
+    state, narrowed = symbol("state"), []
+    share = InParts(state)
+
+    def narrow(value: Any) -> Any:
+        if isinstance(value, Symbol):
+            narrowed.append(fits_int32(value))
+        return value
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "np", SimpleNamespace(int32=narrow))
+        found = engine._kept.py_func(state, share)
+    high, low, product = share.high.term, share.low.term, share.product.term
+    solver = z3.SolverFor("QF_LIA")
+    solver.add(state.term >= -STATE, state.term <= STATE)
+    solver.add(high >= -2048 * 4096, high <= 2048 * 4096, low >= 0, low <= 4095 * 4096)
+    solver.add(z3.Or(z3.And(high == 0, low == 0), z3.If(state.term < 0, product < 0, product >= 0)))
+    solver.add(z3.Not(z3.And(found.term == cast(share.product).term, *narrowed)))
+    assert solver.check() == z3.unsat
+    assert len(narrowed) > 2
 
 
 def test_a_step_that_fires_at_its_threshold_is_found() -> None:
