@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from numba import njit
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from base.errors import UserError
 from quantize.arithmetic import STATE_LIMIT, STATE_SHIFT
@@ -35,11 +34,14 @@ from quantize.calibration import calibrate
 from quantize.fold import FoldedLayer, fold, pooling, unfolded
 from quantize.grids import EIGHT_BITS, Bits, Precision, levels
 from quantize.scales import Quantized, quantize_each
+from train.kernels import TILE, fill
 from train.network import SpikingNetwork
 from train.neurons import LIF
-from train.parts import SumPool2d, over_channels, remember, running_affine, statistics
-from train.scan import TILE, Neuron, fused_forward, fusible, lif_scan
-from train.wiring import INPUT, Link, Norm, Stage, added, unchanging
+from train.parts import Skip, SumPool2d, over_channels, remember, running_affine, statistics
+from train.scan import Neuron, Share, fused_forward, heard_from, lif_scan
+from train.sparse import Product
+from train.threads import fusible
+from train.wiring import INPUT, Link, Norm, Stage, unchanging
 
 STATE_UNIT = 1 << STATE_SHIFT
 SAMPLED = 4  # one of so many samples is looked at by the norms
@@ -127,23 +129,29 @@ class _IntegerStage(Stage):
         recurrent = self.recurrent
         if recurrent is not None:
             recurrent = self._on_grid(self._scaled(recurrent), -1, self.integers.grids[-1].weight)
-        arriving = [self._arriving(place, spikes[link.source]) for place, link in enumerate(self.links)]
-        activation, bias = added(arriving)
-        assert bias is not None
+        reaching = [self._reaching(place, spikes[link.source]) for place, link in enumerate(self.links)]
+        bias = sum((bias for *_, bias in reaching[1:]), start=reaching[0][2])
         bias = _rounded_to(bias, population.bias / STATE_UNIT)
         scale, threshold = float(self.integers.scale.max()), float(population.threshold_mant.max())
         if not isinstance(neuron, LIF):
-            return (activation + bias) / scale, None
-        how, forward = neuron.backward(len(activation), self.current_spread), integer_forward
+            return (self._activation(reaching, spikes) + bias) / scale, None
+        (maps, weight, _), (link, *others) = reaching[0], self.links
+        steps, forward, synapse = len(spikes[link.source]), integer_forward, None
+        how = neuron.backward(steps, self.current_spread)
         if population.threshold_mant.ndim:
             # The scan has one threshold, so each neuron's units are stretched until its own is that one.
-            own = torch.from_numpy(population.threshold_mant.astype(np.float32)).to(activation)
+            own = torch.from_numpy(population.threshold_mant.astype(np.float32)).to(bias)
             forward = partial(integer_forward, own=Own(own.expand(population.shape).flatten(), recurrent))
             stretch = threshold / own
-            activation, bias = activation * stretch, bias * stretch
+            arriving = (self._activation(reaching, spikes) * stretch).contiguous()  # in the order of the thresholds
+            bias = bias * stretch
             recurrent = None if recurrent is None else recurrent * stretch.unsqueeze(1)
+        elif others or isinstance(link.synapse, Skip) or len(maps) < steps or isinstance(link.norm, Norm):
+            arriving = self._activation(reaching, spikes)
+        else:
+            arriving, synapse = maps, Product(weight, link.geometry)
         emitted, membrane = lif_scan(
-            activation,
+            arriving,
             bias,
             alpha=_rounded_to(neuron.alpha, population.alpha),
             beta=_rounded_to(neuron.beta, population.beta),
@@ -152,6 +160,7 @@ class _IntegerStage(Stage):
             floor=neuron.floor,
             backward=replace(how, width=scale * how.width),
             recurrent=recurrent,
+            synapse=synapse,
             forward=forward,
         )
         return emitted, membrane / scale
@@ -167,19 +176,26 @@ class _IntegerStage(Stage):
         k = self.neuron.k if isinstance(self.neuron, LIF) else None
         return scale if k is None else scale * k
 
-    def _arriving(self, place: int, spikes: Tensor) -> tuple[Tensor, Tensor]:
-        """What spikes [T, B, *source] add to the activation, [T, B, *shape], through the link of that place, and its
-        bias, not yet rounded."""
+    def _reaching(self, place: int, spikes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the link of that place: what reaches its synapse, [T, B, ...], of spikes [T, B, *source], or once of what
+        never changes; its weights as integers; and its bias, not yet rounded."""
         link = self.links[place]
         weight, bias = self._folded(link)
         weight = self._on_grid(weight, place, unfolded(link, self.integers.grids[place].weight))
         summing = tuple(SumPool2d(part.kernel_size) if isinstance(part, nn.AvgPool2d) else part for part in link.before)
-        pooled = replace(link, before=summing).pooled(spikes[:1] if unchanging(spikes) else spikes)
-        activation = _Floor.apply(link.conducted(pooled.flatten(0, 1), weight))
-        if isinstance(link.norm, Norm) and link.norm.training:
-            self._remember(link, link.norm, pooled, activation)
-        activation = activation.unflatten(0, pooled.shape[:2])
-        return activation.expand(len(spikes), *activation.shape[1:]), over_channels(bias, len(self.output_shape))
+        maps = replace(link, before=summing).pooled(spikes[:1] if unchanging(spikes) else spikes)
+        return maps, weight, over_channels(bias, len(self.output_shape))
+
+    def _activation(self, reaching: list[tuple[Tensor, Tensor, Tensor]], spikes: Mapping[str, Tensor]) -> Tensor:
+        """The sum of all links' activations, [T, B, *shape], each rounded down by itself and shown to its norm."""
+        arriving = []
+        for link, (maps, weight, _) in zip(self.links, reaching, strict=True):
+            activation = _Floor.apply(link.conducted(maps.flatten(0, 1), weight))
+            if isinstance(link.norm, Norm) and link.norm.training:
+                self._remember(link, link.norm, maps, activation)
+            activation = activation.unflatten(0, maps.shape[:2])
+            arriving.append(activation.expand(len(spikes[link.source]), *activation.shape[1:]))
+        return sum(arriving[1:], start=arriving[0])
 
     @torch.no_grad()
     def _remember(self, link: Link, norm: Norm, pooled: Tensor, activation: Tensor) -> None:
@@ -198,10 +214,11 @@ class _IntegerStage(Stage):
         weight = link.standardised(link.synapse.get_parameter("weight"))
         bias = getattr(link.synapse, "bias", None)
         bias = weight.new_zeros(len(weight)) if bias is None else bias
+        gain = self._gain * self._share(link)
         if isinstance(link.norm, Norm):
-            gain, offset = running_affine(link.norm)
-            weight, bias = weight * over_channels(gain, weight.dim()), offset + gain * bias
-        return self._scaled(self._share(link) * weight), self._scaled(bias)
+            of_norm, offset = running_affine(link.norm)
+            gain, bias = gain * of_norm, offset + of_norm * bias
+        return over_channels(gain, weight.dim()) * weight, self._scaled(bias)
 
     def _share(self, link: Link) -> float:
         """What one unit of a source, its payload or a spike of a window, is to the synapse in floats."""
@@ -254,23 +271,48 @@ class _LearnedClip(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weights, rounded, clip = ctx.saved_tensors  # all in units of activation
         if ctx.bits == 1:
-            of_weights, of_clip = grad, grad * rounded
+            of_weights, rows = grad, (grad * rounded).flatten(1).sum(1)
         else:
             least, most = levels(ctx.bits)
-            reach = over_channels(clip, weights.dim())
-            of_weights = grad * ((weights <= reach) & (weights >= reach * (least / most)))
-            of_clip = grad * rounded - of_weights * weights
-        rows = of_clip.reshape(len(of_clip), -1).sum(1) if clip.dim() else of_clip.sum()
-        return of_weights, None, math.log(2) * rows, None, None
+            run = _fused_clip_gradients if fusible(grad) else clip_gradients
+            of_weights, rows = run(grad, weights, rounded, clip.expand(len(grad)), least / most)
+        return of_weights, None, math.log(2) * (rows if clip.dim() else rows.sum()), None, None
+
+
+def clip_gradients(grad: Tensor, weights: Tensor, rounded: Tensor, clip: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """Gradients of weights [O, ...] clipped at least * clip and clip [O], and of each row's clip, times that clip."""
+    reach = over_channels(clip, weights.dim())
+    of_weights = grad * ((weights <= reach) & (weights >= reach * least))
+    return of_weights, (grad * rounded - of_weights * weights).flatten(1).sum(1)
+
+
+def _fused_clip_gradients(
+    grad: Tensor, weights: Tensor, rounded: Tensor, clip: Tensor, least: float
+) -> tuple[Tensor, Tensor]:
+    of_weights, rows = torch.empty_like(grad, memory_format=torch.contiguous_format), torch.empty(len(grad))
+    flat = [x.detach().reshape(len(grad), -1).numpy() for x in (grad, weights, rounded)]
+    _clip_kernel(*flat, clip.numpy(), (clip * least).numpy(), of_weights.view(len(grad), -1).numpy(), rows.numpy())
+    return of_weights, rows
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc"})  # a sum of its own order is many times as fast
+def _clip_kernel(grad, weights, rounded, most, least, of_weights, rows):  # type: ignore[no-untyped-def]
+    for row in range(len(grad)):
+        total, high, low = np.float32(0), most[row], least[row]
+        error, weight, level, passed = grad[row], weights[row], rounded[row], of_weights[row]
+        for i in range(len(error)):
+            inside = error[i] if low <= weight[i] <= high else np.float32(0)
+            passed[i] = inside
+            total += error[i] * level[i] - inside * weight[i]
+        rows[row] = total
 
 
 class _Floor(torch.autograd.Function):
-    """Rounding down, in place; the gradient passes through."""
+    """Rounding down; the gradient passes through."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        ctx.mark_dirty(values)
-        return values.floor_()
+        return values.floor()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -285,12 +327,13 @@ class Own(NamedTuple):
 
 
 def integer_forward(
-    activation: Tensor, bias: Tensor, neuron: Neuron, recurrent: Tensor | None, own: Own | None = None
+    activation: Tensor, bias: Share, neuron: Neuron, recurrent: Tensor | None, own: Own | None = None
 ) -> tuple[Tensor, Tensor]:
     """Spikes, and membranes as of `plain_forward`, [T, M] each, of activations [T, M]: `arithmetic.lif_step`.
 
-    Membranes, threshold and bias [M] are in units of activation. The shares are multiples of 1/4096. recurrent:
-    [N, N] in units of activation too, whose sums are rounded down. See `Forward` of train/scan.py.
+    Activations are rounded down. Membranes, threshold and bias [M] are in units of activation. The shares are multiples
+    of 1/4096. recurrent: [N, N] in units of activation too, whose sums are rounded down. See `Forward` of
+    train/scan.py.
     own: where thresholds differ; all other arguments, and the membranes returned, are then stretched until each
     neuron's threshold is the one of `neuron`, and membranes, exact quotients rounded, stay on their side of it.
     """
@@ -298,21 +341,20 @@ def integer_forward(
     if own is not None:
         shrink = (own.thresholds.double() / neuron.threshold).repeat(activation.shape[1] // len(own.thresholds))
         activation = (activation * shrink).round().to(activation)
-        bias = (STATE_UNIT * bias * shrink).round().to(bias) / STATE_UNIT
+        bias = (STATE_UNIT * bias * shrink).round().to(activation) / STATE_UNIT
         threshold, recurrent = STATE_UNIT * (neuron.threshold * shrink).round(), own.recurrent
-    if recurrent is None and fusible(activation):
+    if fusible(activation):
         levels = np.atleast_1d(np.asarray(threshold, np.float64))
-        return fused_forward(activation, bias, neuron, partial(_kernel, levels))
+        return fused_forward(activation, bias, neuron, recurrent, partial(_kernel, levels), _heard, np.float64)
     spikes, membranes = torch.empty_like(activation), torch.empty_like(activation)
     alpha, beta = (torch.as_tensor(share, dtype=torch.float64) for share in (neuron.alpha, neuron.beta))
-    drive = STATE_UNIT * bias.double()
-    u = v = torch.zeros_like(drive)
-    fired = torch.zeros_like(drive, dtype=torch.bool)
+    drive = STATE_UNIT * torch.as_tensor(bias, dtype=torch.float64)
+    u = v = torch.zeros_like(activation[0], dtype=torch.float64)
+    fired = torch.zeros_like(v, dtype=torch.bool)
     for t, arriving in enumerate(activation):
         if recurrent is not None and t > 0:
-            heard = F.linear(spikes[t - 1].view(-1, len(recurrent)), recurrent)
-            arriving = arriving + heard.floor().view(-1)
-        u = (alpha * u).trunc() + STATE_UNIT * arriving.double()
+            arriving = arriving + _heard(spikes[t - 1], recurrent)
+        u = (alpha * u).trunc() + STATE_UNIT * arriving.double().floor()
         u = torch.where(u > STATE_LIMIT, u - 2 * STATE_LIMIT, torch.where(u <= -STATE_LIMIT, u + 2 * STATE_LIMIT, u))
         v = (beta * v).trunc() + u + drive
         if neuron.late and not neuron.hard:
@@ -330,27 +372,35 @@ def integer_forward(
     return spikes, membranes
 
 
+def _heard(spikes: Tensor, recurrent: Tensor) -> Tensor:
+    return heard_from(spikes, recurrent).floor()
+
+
 @njit(cache=True, nogil=True)
-def _kernel(levels, first, last, activation, bias, spikes, membranes, alpha, beta, threshold, hard, floor, late):  # type: ignore[no-untyped-def]
+def _kernel(  # type: ignore[no-untyped-def]
+    levels, first, last, begin, end, activation, bias, spikes, state, alpha, beta, threshold, hard, floor, late
+):  # fmt: skip
     """Integers in float64: vector instructions multiply these, and 24 by 12 bits are exact. Casts cut towards zero.
 
-    levels: the thresholds in units of the state, one [1] or each neuron's [M].
+    levels: the thresholds in units of the state, one [1] or each neuron's [M]. The rest is as in train/kernels.py.
     """
     u, v, kept = np.empty(TILE, np.float64), np.empty(TILE, np.float64), np.empty(TILE, np.float64)
+    keep_u, keep_v, drive = np.empty(TILE, np.float64), np.empty(TILE, np.float64), np.empty(TILE, np.float64)
     limit, one, zero = np.float64(STATE_LIMIT), np.float32(1), np.float32(0)
-    level, stretched = np.full(TILE, levels[0]), np.float64(threshold)
+    level, stretched = np.empty(TILE, np.float64), np.float64(threshold)
     for start in range(first, last, TILE):
         stop = min(start + TILE, last)
         size = stop - start
-        drive, keep_u, keep_v = bias[start:stop], alpha[start:stop], beta[start:stop]
-        if len(levels) > 1:
-            level[:size] = levels[start:stop]
-        u[:] = 0.0
-        v[:] = 0.0
-        for t in range(activation.shape[0]):
-            arriving, fired, pre = activation[t, start:stop], spikes[t, start:stop], membranes[t, start:stop]
+        fill(u, state[0], start, stop)
+        fill(v, state[1], start, stop)
+        fill(drive, bias, start, stop)
+        fill(keep_u, alpha, start, stop)
+        fill(keep_v, beta, start, stop)
+        fill(level, levels, start, stop)
+        for t in range(begin, end):
+            pre, fired = activation[t, start:stop], spikes[t, start:stop]
             for i in range(size):
-                u[i] = np.int32(keep_u[i] * u[i]) + np.float64(STATE_UNIT) * arriving[i]
+                u[i] = np.int32(keep_u[i] * u[i]) + np.float64(STATE_UNIT) * math.floor(pre[i])
             for i in range(size):
                 u[i] = u[i] - 2 * limit if u[i] > limit else (u[i] + 2 * limit if u[i] <= -limit else u[i])
             if late:
@@ -379,3 +429,5 @@ def _kernel(levels, first, last, activation, bias, spikes, membranes, alpha, bet
             if not late:
                 for i in range(size):
                     v[i] = (0.0 if hard else v[i] - level[i]) if v[i] > level[i] else v[i]
+        for i in range(size):
+            state[0, start + i], state[1, start + i] = u[i], v[i]

@@ -19,7 +19,7 @@ from base.errors import UserError
 from quantize.folded import FoldedConnection, FoldedLayer, Pair, conv_after_pooling, dense_after_pooling, depthwise
 from train.network import SpikingNetwork
 from train.neurons import LIF
-from train.parts import Skip, SumPool2d, running_affine
+from train.parts import ScaledWS, Skip, SumPool2d, running_affine
 from train.wiring import INPUT, Link, Norm, Stage
 
 
@@ -115,7 +115,8 @@ def _fold_link(layer: str, link: Link, shape: tuple[int, ...]) -> tuple[FoldedCo
     if isinstance(synapse, nn.MaxPool2d):
         return FoldedConnection(link.source, *_or(synapse, shape[0]), clip=np.asarray(1.0)), np.zeros(shape[0])
     assert isinstance(synapse, (nn.Linear, nn.Conv2d, Skip))
-    weight = _float64(layer, "weight", link.standardised(synapse.weight.double()))
+    exact = synapse.weight.double() if isinstance(link.norm, ScaledWS) else synapse.weight
+    weight = _float64(layer, "weight", link.standardised(exact))
     bias = getattr(synapse, "bias", None)
     bias = np.zeros(len(weight)) if bias is None else _float64(layer, "bias", bias)
     if isinstance(link.norm, Norm):
@@ -179,7 +180,7 @@ def _pair(value: Any) -> Pair:
 
 
 def _float64(layer: str, what: str, tensor: torch.Tensor) -> np.ndarray:
-    values = tensor.detach().cpu().double().numpy().copy()
+    values = tensor.detach().cpu().numpy().astype(np.float64)
     finite = np.isfinite(values)
     if not finite.all():
         position = tuple(int(i) for i in np.argwhere(~finite)[0])

@@ -13,7 +13,7 @@ from torch import nn
 
 from base.errors import UserError
 from quantize import arithmetic, reference
-from quantize.aware import AwareNetwork, integer_forward
+from quantize.aware import AwareNetwork, _fused_clip_gradients, clip_gradients, integer_forward
 from quantize.fold import fold
 from quantize.grids import Precision
 from quantize.scales import quantize, quantize_each
@@ -157,7 +157,8 @@ def test_both_scans_are_the_integer_neuron(
     neuron = Neuron(*(torch.full((7,), share) for share in shares), float(threshold), *kind)
     shown, drive = torch.from_numpy(activation).float(), torch.from_numpy(bias).float() / 64
     fused, plain = (
-        integer_forward(shown.to(kind), drive.to(kind), neuron, None) for kind in (torch.float32, torch.float64)
+        integer_forward(shown.to(kind, copy=True), drive.to(kind), neuron, None)
+        for kind in (torch.float32, torch.float64)
     )
     u = v = np.zeros(7, np.int64)
     constants = {"decay_u": decay_u, "decay_v": decay_v, "reset": reset, "floor": floor}
@@ -280,6 +281,16 @@ def test_a_norm_whose_gain_is_zero_remembers_the_mean_in_floats() -> None:
     mean = (inputs[:, ::4] / 15 @ network.stages[0].synapse.weight.T).mean((0, 1))
     torch.testing.assert_close(norm.running_mean[0], 0.1 * mean[0])
     assert torch.isfinite(norm.running_mean).all()
+
+
+@pytest.mark.parametrize("shape", [(5, 300), (4, 3, 3, 3)])
+def test_gradients_of_clips_equal_their_plain_twin(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    grad, weights = torch.randn(2, *shape, generator=generator)
+    rounded, clip = (3 * weights).round() / 3, torch.rand(shape[0], generator=generator) + 0.5
+    fused, plain = (run(grad, weights, rounded, clip, -1.1) for run in (_fused_clip_gradients, clip_gradients))
+    assert torch.equal(fused[0], plain[0])
+    torch.testing.assert_close(fused[1], plain[1], rtol=1e-5, atol=1e-5)
 
 
 def test_input_as_a_bias_is_refused() -> None:

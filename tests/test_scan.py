@@ -142,11 +142,11 @@ def test_fused_kernels_equal_their_twins_with_decays_of_every_neuron(reset, floo
     alpha, beta = torch.rand(2, 1500, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
     neuron = neuron_of(alpha, beta, 0.9, reset, floor)
     current, bias, grad = random_case(4, (12, 1500), (1500,), torch.float32)
-    spikes, membrane = fused_forward(current, bias, neuron)
+    spikes, membrane = fused_forward(current.clone(), bias, neuron)
     assert all(map(torch.equal, (spikes, membrane), plain_forward(current, bias, neuron)))
     slope = _Slope(Backward("arctan", 1.0), torch.ones(12))
     for fused, plain in zip(
-        fused_backward(grad, None, membrane, neuron, slope, spikes)[:2],
+        fused_backward(grad, None, membrane, neuron, slope, spikes=spikes)[:2],
         plain_backward(grad, None, membrane, neuron, slope, spikes=spikes)[:2],
         strict=True,
     ):
@@ -177,13 +177,13 @@ def test_fused_kernels_equal_their_plain_twins_bit_for_bit(alpha, reset, floor, 
     neuron = neuron_of(alpha, 0.9, 1.1, reset, floor)
     for seed, steps in ((0, 1), (1, 2), (2, 33)):
         current, bias, grad = random_case(seed, (steps, neurons), (neurons,), torch.float32)
-        spikes, membrane = fused_forward(current, bias, neuron)
+        spikes, membrane = fused_forward(current.clone(), bias, neuron)
         expected_spikes, expected_membrane = plain_forward(current, bias, neuron)
         assert torch.equal(spikes, expected_spikes)
         assert torch.equal(membrane, expected_membrane)
         slope = _Slope(Backward("triangular", 1.0), torch.ones(steps))  # the one shape rounded alike in both
         for fused, plain in zip(
-            fused_backward(grad, None, membrane, neuron, slope, spikes)[:2],
+            fused_backward(grad, None, membrane, neuron, slope, spikes=spikes)[:2],
             plain_backward(grad, None, membrane, neuron, slope, spikes=spikes)[:2],
             strict=True,
         ):
@@ -214,11 +214,11 @@ def test_every_backward_equals_its_plain_twin(shape, width, reset):
     widths = torch.as_tensor(width_of(width, 9, torch.float32)).detach().expand(9)
     for options, floor, looked_at in itertools.product(BACKWARDS, (False, True), (False, True)):
         neuron = neuron_of(0.3, 0.85, 0.8, reset, floor)
-        spikes, membrane = fused_forward(current, bias, neuron)
+        spikes, membrane = fused_forward(current.clone(), bias, neuron)
         how = Backward(shape, 1.0, **options)
         slope = _Slope(how, widths, how.draw(membrane.shape), learned=width == "learned")
         arguments = (grad, grad_membrane if looked_at else None, membrane, neuron, slope)
-        fused, plain = fused_backward(*arguments, spikes), plain_backward(*arguments, spikes=spikes)
+        fused, plain = fused_backward(*arguments, spikes=spikes), plain_backward(*arguments, spikes=spikes)
         assert (fused.width is None) == (width != "learned")
         torch.testing.assert_close(fused, plain, rtol=1e-4, atol=2e-5)
 
@@ -287,7 +287,7 @@ def test_threads_do_not_change_a_bit():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(fused_forward(current, bias, neuron))
+            results.append(fused_forward(current.clone(), bias, neuron))
     finally:
         torch.set_num_threads(before)
     for spikes, membrane in results[1:]:

@@ -116,27 +116,31 @@ class SpikingNetwork(nn.Module):
         return {name: out.to(torch.uint8) if name in spiking else out for name, out, _ in self._run(spikes)}
 
     def read(self, spikes: Tensor) -> Tensor:
-        """Input [T, B, *input_shape] as links read it: of the weights' kind, and multiplied by the input's unit."""
+        """Input [T, B, *input_shape] of the weights' kind, and multiplied by the input's unit."""
+        signal = self._seen(spikes).to(next(self.parameters()).dtype)
+        if self.input_unit != 1:
+            signal = signal * self.input_unit
+        return signal.expand(len(spikes), *signal.shape[1:])
+
+    def _seen(self, spikes: Tensor) -> Tensor:
+        """Input [T, B, *input_shape] as it is; one step of it, [1, B, *input_shape], where all are the same."""
         if spikes.shape[2:] != self.input_shape:
             raise UserError(
                 f"input of shape {tuple(spikes.shape)} does not fit the network: expected [T, B, "
                 f"{', '.join(map(str, self.input_shape))}], time first"
             )
-        weight = next(self.parameters())
         if self.input_is_bias and not unchanging(spikes) and (spikes != spikes[:1]).any():
             raise UserError("input that changes over time cannot be a bias; show the same values at every step")
         shown = spikes[:1] if unchanging(spikes) or self.input_is_bias else spikes
-        signal = shown.to(weight.device, weight.dtype)
-        if self.input_unit != 1:
-            signal = signal * self.input_unit
-        return signal.expand(len(spikes), *signal.shape[1:])
+        return shown.to(next(self.parameters()).device)
 
     def prepared(self) -> tuple[Stage, ...]:
         """The stages as they run now."""
         return self.stages
 
     def _run(self, spikes: Tensor) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-        signals = {INPUT: self.read(spikes)}
+        changing = self.input_unit == 1 and not (self.input_is_bias or unchanging(spikes))
+        signals = {INPUT: self._seen(spikes) if changing else self.read(spikes)}  # spikes may stay a byte each
         for index, stage in enumerate(self.prepared()):
             signals[stage.name], membrane = stage.forward(signals)
             yield stage.name, signals[stage.name], membrane

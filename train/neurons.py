@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from base.errors import UserError, nearest
 from train.scan import Reset, after_reset, lif_scan
+from train.sparse import Product, conducted
 from train.surrogates import Backward
 from train.surrogates import surrogate as surrogate_of
 
@@ -189,14 +190,21 @@ class LIF(nn.Module):
         return self.scan(current, bias, recurrent)[0]
 
     def scan(
-        self, current: Tensor, bias: Tensor | None, recurrent: Tensor | None, current_spread: float | None = None
+        self,
+        current: Tensor,
+        bias: Tensor | None,
+        recurrent: Tensor | None,
+        current_spread: float | None = None,
+        synapse: Product | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`forward`'s spikes, and the membranes before floor and reset, likewise.
 
-        current_spread: the standard deviation that norms give the current; None without a norm.
+        current_spread: the standard deviation that norms give the current; None without a norm. synapse: see
+        `lif_scan`.
         """
         if self.k is not None:
-            current = self.k * current
+            current = self.k * (current if synapse is None else conducted(current, *synapse))
+            synapse = None
             bias, recurrent = (None if x is None else self.k * x for x in (bias, recurrent))
         return lif_scan(
             current,
@@ -208,6 +216,7 @@ class LIF(nn.Module):
             floor=self.floor,
             backward=self.backward(len(current), current_spread),
             recurrent=recurrent,
+            synapse=synapse,
         )
 
     def backward(self, steps: int, current_spread: float | None) -> Backward:

@@ -1,37 +1,28 @@
 """The scan over time of a layer of leaky integrate-and-fire neurons, forward and backward, as ONE autograd function.
 
-Without recurrence, on the CPU in float32, it is a pair of fused Numba kernels; otherwise, and as the kernels'
-oracle, a plain torch twin. Both do the same float operations in the same order (no fused multiply-add), so their
-spikes and membranes are equal bit for bit; gradients differ in the last digits of h alone.
+On the CPU in float32 it is a pair of compiled kernels (`train/kernels.py`); otherwise, and as the kernels' oracle, a
+plain torch twin. Both do the same float operations in the same order (no fused multiply-add), so their spikes and
+membranes are equal bit for bit; gradients differ in the last digits of h alone.
 """
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 from torch.nn import functional as F
 
+from train import kernels, sparse
+from train.sparse import Geometry, Product
 from train.surrogates import SURROGATES, Backward
+from train.threads import fusible, in_parts
 
 Reset = Literal["hard", "soft", "hard-late", "soft-late"]
 
-TRIANGULAR, RECTANGULAR, SIGMOID, FAST_SIGMOID, ARCTAN, SLAYER = range(len(SURROGATES))  # their places there
-
-TILE = 1024  # neurons whose state stays in the first-level cache for all steps
-WORTH_A_THREAD = 1 << 16  # state updates below which handing work to another thread costs more than it saves
-
-
-Share = float | Tensor  # of current or voltage kept per step: one for all neurons, or [M], one for each
+Share = float | Tensor  # of current or voltage kept per step, or a bias: one for all neurons, or [M], one for each
 
 
 class Neuron(NamedTuple):
@@ -67,7 +58,7 @@ class _Gradients(NamedTuple):
     width: Tensor | None
 
 
-Forward = Callable[[Tensor, Tensor, Neuron, Tensor | None], tuple[Tensor, Tensor]]
+Forward = Callable[[Tensor, Share, Neuron, Tensor | None], tuple[Tensor, Tensor]]
 
 
 def lif_scan(
@@ -81,12 +72,15 @@ def lif_scan(
     floor: bool,
     backward: Backward,
     recurrent: Tensor | None = None,
+    synapse: Product | None = None,
     forward: Forward | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Spikes (0 or 1, in the current's dtype) of neurons that start from u = v = 0, and their membranes.
 
     Shapes: current and results [T, B, *shape]; bias, alpha and beta anything that broadcasts to [*shape]; recurrent
-    [N, N] for neurons of shape (N,), or None. Each step, in this order (docs/arithmetic.md, in floats):
+    [N, N] for neurons of shape (N,), or None. synapse: of which the current is the product with what is given in its
+    place, maps [T, B, ...] of any type; a layer is then one step for autograd, and its current needs no memory of its
+    own. Each step, in this order (docs/arithmetic.md, in floats):
 
         u = alpha * u + current[t] + recurrent s[t - 1]     the bias does not pass through u
         v = beta * v + u + bias
@@ -108,13 +102,13 @@ def lif_scan(
     were h's primitive (after PSG, arXiv 2304.13289): the mean over neurons and steps, since the sum would grow with the
     layer.
 
-    forward: what computes the steps in another arithmetic, like `plain_forward`; None for this one in floats. The
+    forward: what computes the steps in another arithmetic, like `float_forward`; None for this one in floats. The
     backward pass is the same, on the membranes that it returns.
     """
     constants = (threshold, *_kind(reset, floor))
-    return _Scan.apply(
-        current, bias, alpha, beta, recurrent, backward.width, backward, constants, forward or float_forward
-    )
+    weight, geometry = synapse or (None, None)
+    how = (backward, constants, geometry, forward or float_forward)
+    return _Scan.apply(current, bias, alpha, beta, recurrent, weight, backward.width, *how)
 
 
 def after_reset(membrane: Tensor, *, threshold: float, reset: Reset, floor: bool) -> Tensor:
@@ -136,58 +130,99 @@ class _Scan(torch.autograd.Function):
         alpha: Share,
         beta: Share,
         recurrent: Tensor | None,
+        weight: Tensor | None,
         width: float | Tensor,
         backward: Backward,
         constants: tuple[float, bool, bool, bool],
+        geometry: Geometry | None,
         forward: Forward,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)  # a membrane that nothing looks at costs nothing
-        flat, shape = current.reshape(len(current), -1), current.shape[1:]
-        flat_bias, flat_alpha, flat_beta = (
-            torch.as_tensor(0.0 if x is None else x, dtype=current.dtype, device=current.device)
-            .expand(shape)
-            .reshape(-1)
-            for x in (bias, alpha, beta)
-        )
-        neuron = Neuron(flat_alpha, flat_beta, *constants)
-        spikes, membrane = forward(flat, flat_bias, neuron, recurrent)
-        widths = torch.as_tensor(width, dtype=current.dtype, device=current.device).expand(len(flat))
+        ctx.known = None
+        if weight is not None:
+            current, ctx.known = sparse.product(current, weight, geometry)
+        maps = ctx.known.maps if ctx.known else None
+        flat = _rows(current)
+        if weight is None and fusible(flat):
+            flat = flat.clone()  # that of others is not overwritten
+        neuron = Neuron(_flat(alpha, current), _flat(beta, current), *constants)
+        drive = _flat(0.0 if bias is None else bias, current)
+        spikes, membrane = forward(flat, drive, neuron, recurrent)
         kept = backward.draw(flat.shape) if any(ctx.needs_input_grad) else None
         kept = None if kept is None else kept.to(current.device)
         heard = spikes if recurrent is not None or neuron.skips else None
-        ctx.save_for_backward(membrane, flat_bias, flat_alpha, flat_beta, widths, kept, recurrent, heard)
-        ctx.constants, ctx.how, ctx.shape = constants, backward, current.shape
+        ctx.save_for_backward(membrane, kept, recurrent, heard, maps, weight)
+        ctx.known = ctx.known and ctx.known._replace(maps=None)
+        ctx.neuron, ctx.drive, ctx.width, ctx.how = neuron, drive, width, backward
+        ctx.geometry, ctx.shape, ctx.last = geometry, current.shape, _channels_last(current)
         ctx.shapes = [x.shape if isinstance(x, Tensor) else None for x in (bias, alpha, beta)]
-        return spikes.view(current.shape), _deciding(membrane, neuron, spikes).view(current.shape)
+        decided = _deciding(membrane, neuron, spikes)
+        return _unrolled(spikes, ctx.shape, ctx.last), _unrolled(decided, ctx.shape, ctx.last)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        membrane, flat_bias, alpha, beta, widths, kept, recurrent, heard = ctx.saved_tensors
-        neuron = Neuron(alpha, beta, *ctx.constants)
-        slope = _Slope(ctx.how, widths, kept, learned=ctx.needs_input_grad[5])
-        grad_spikes, grad_membrane = (None if grad is None else grad.reshape(membrane.shape) for grad in grads)
+        membrane, kept, recurrent, heard, maps, weight = ctx.saved_tensors
+        neuron, needed = ctx.neuron, ctx.needs_input_grad
+        widths = torch.as_tensor(ctx.width, dtype=membrane.dtype, device=membrane.device).expand(len(membrane))
+        slope = _Slope(ctx.how, widths, kept, learned=needed[6])
+        grad_spikes, grad_membrane = (None if grad is None else _rows(grad, ctx.last) for grad in grads)
         if grad_spikes is None:
             grad_spikes = torch.zeros_like(membrane)
-        if recurrent is None and fusible(membrane):
-            found = fused_backward(grad_spikes, grad_membrane, membrane, neuron, slope, heard)
-        else:
-            found = plain_backward(grad_spikes, grad_membrane, membrane, neuron, slope, recurrent, heard)
+        run = fused_backward if fusible(membrane) else plain_backward
+        found = run(grad_spikes, grad_membrane, membrane, neuron, slope, recurrent, heard)
         shares: tuple[Tensor | None, Tensor | None] = (None, None)
-        if any(ctx.needs_input_grad[2:4]):
-            shares = share_gradients(found.current, membrane, flat_bias, neuron, heard)
+        if any(needed[2:4]):
+            shares = share_gradients(found.current, membrane, ctx.drive, neuron, heard)
         back = [
-            grad.view(ctx.shape[1:]).sum_to_size(shape) if grad is not None and shape is not None else None
+            _unrolled(grad[None], (1, *ctx.shape[1:]), ctx.last)[0].sum_to_size(shape)
+            if grad is not None and shape is not None
+            else None
             for grad, shape in zip((found.bias, *shares), ctx.shapes, strict=True)
         ]
-        grad_recurrent = None
+        grad_recurrent: Tensor | None = None
+        grad_weight: Tensor | None = None
+        grad_current = _unrolled(found.current, ctx.shape, ctx.last)
+        grad_reached: Tensor | None = grad_current
         if recurrent is not None:
             neurons = len(recurrent)
             grad_recurrent = found.current[1:].reshape(-1, neurons).T @ heard[:-1].reshape(-1, neurons)
-        return found.current.view(ctx.shape), *back, grad_recurrent, found.width, None, None, None
+        if weight is not None:
+            known = ctx.known._replace(maps=maps)
+            grad_reached, grad_weight = sparse.gradients(
+                grad_current, weight, ctx.geometry, known, needed[0], needed[5]
+            )
+        return grad_reached, *back, grad_recurrent, grad_weight, found.width, None, None, None, None
+
+
+def _channels_last(current: Tensor) -> bool:
+    """Whether channels of a current [T, B, C, H, W] are the last in memory, as convolutions leave them."""
+    return current.dim() == 5 and not current.is_contiguous() and current.movedim(2, -1).is_contiguous()
+
+
+def _rows(values: Tensor, last: bool | None = None) -> Tensor:
+    """Values [T, B, *shape] as [T, M], neurons in the order of the memory, or with their channels last."""
+    last = _channels_last(values) if last is None else last
+    return (values.movedim(2, -1) if last else values).reshape(len(values), -1)
+
+
+def _unrolled(rows: Tensor, shape: tuple[int, ...], last: bool) -> Tensor:
+    """What `_rows` made of values of that shape, as they were."""
+    if not last:
+        return rows.view(shape)
+    steps, batch, channels, *side = shape
+    return rows.view(steps, batch, *side, channels).movedim(-1, 2)
+
+
+def _flat(values: Share, current: Tensor) -> Share:
+    """What broadcasts to a step of current [T, B, *shape], as [M]; a number stays one."""
+    if not isinstance(values, Tensor):
+        return values
+    over = values.detach().to(current).expand(current.shape[1:])
+    return _rows(over[None], _channels_last(current))[0]
 
 
 def share_gradients(
-    grad_current: Tensor, membrane: Tensor, bias: Tensor, neuron: Neuron, spikes: Tensor | None = None
+    grad_current: Tensor, membrane: Tensor, bias: Share, neuron: Neuron, spikes: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of alpha and of beta, [M] each, from gradients of the current and membranes, [T, M] each.
 
@@ -222,27 +257,30 @@ def _deciding(membrane: Tensor, neuron: Neuron, spikes: Tensor | None) -> Tensor
     return deciding
 
 
-def float_forward(current: Tensor, bias: Tensor, neuron: Neuron, recurrent: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`plain_forward`, fused where that is possible."""
-    if recurrent is None and fusible(current):
-        return fused_forward(current, bias, neuron)
-    return plain_forward(current, bias, neuron, recurrent)
+def float_forward(current: Tensor, bias: Share, neuron: Neuron, recurrent: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`plain_forward`, compiled where that is possible."""
+    return (fused_forward if fusible(current) else plain_forward)(current, bias, neuron, recurrent)
+
+
+def heard_from(spikes: Tensor, recurrent: Tensor) -> Tensor:
+    """What neurons of a step of spikes [M] add to each other's current at the next, [M]."""
+    return F.linear(spikes.view(-1, len(recurrent)), recurrent).view(-1)
 
 
 def plain_forward(
-    current: Tensor, bias: Tensor, neuron: Neuron, recurrent: Tensor | None = None
+    current: Tensor, bias: Share, neuron: Neuron, recurrent: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Spikes, and membranes before floor and reset, [T, M] each, of current [T, M] and bias [M]; on any device.
+    """Spikes, and membranes before floor and reset, [T, M] each, of current [T, M] and a bias; on any device.
 
     Those are the membranes that decide, but for what a hard late reset puts to 0: there the backward pass needs them.
     With `recurrent` [N, N] the M neurons are M / N samples of a population of N.
     """
     spikes, membranes = torch.empty_like(current), torch.empty_like(current)
-    u = v = torch.zeros_like(bias)
-    fired = torch.zeros_like(bias, dtype=torch.bool)
+    u = v = torch.zeros_like(current[0])
+    fired = torch.zeros_like(u, dtype=torch.bool)
     for t, arriving in enumerate(current):
         if recurrent is not None and t > 0:
-            arriving = arriving + F.linear(spikes[t - 1].view(-1, len(recurrent)), recurrent).view(-1)
+            arriving = arriving + heard_from(spikes[t - 1], recurrent)
         u = neuron.alpha * u + arriving
         v = neuron.beta * v + u + bias
         if neuron.late and not neuron.hard:
@@ -279,7 +317,7 @@ def plain_backward(
         floored = membrane[t].clamp(min=0) if neuron.floor else membrane[t]
         error[t] = grad_spikes[t]
         if recurrent is not None and t + 1 < len(membrane):
-            error[t] += (grad_current[t + 1].view(-1, len(recurrent)) @ recurrent).view(-1)
+            error[t] += heard_from(grad_current[t + 1], recurrent.T)
         if not how.detach_reset:
             now = after_reset * (floored if neuron.hard else neuron.threshold)
             error[t] -= late_cost if neuron.late else now
@@ -300,13 +338,31 @@ def plain_backward(
 
 
 def fused_forward(
-    current: Tensor, bias: Tensor, neuron: Neuron, kernel: Callable[..., None] | None = None
+    current: Tensor,
+    bias: Share,
+    neuron: Neuron,
+    recurrent: Tensor | None = None,
+    kernel: Callable[..., None] = kernels.forward,
+    heard: Callable[[Tensor, Tensor], Tensor] = heard_from,
+    precision: type = np.float32,
 ) -> tuple[Tensor, Tensor]:
-    """`plain_forward`, or what another kernel computes, in one pass over memory; float32 on the CPU."""
-    spikes, membranes = torch.empty_like(current), torch.empty_like(current)
-    arrays = [tensor.detach().contiguous().numpy() for tensor in (current, bias)] + [spikes.numpy(), membranes.numpy()]
-    _over_neurons(kernel or _forward_kernel, current, *arrays, *_constants(neuron, current.shape[1]))
-    return spikes, membranes
+    """`plain_forward` in one pass over memory, contiguous float32 on the CPU; the membranes overwrite the current.
+
+    kernel, heard, precision: what steps and what the neurons hear of each other in another arithmetic, and its state.
+    """
+    steps, neurons = current.shape
+    spikes = torch.empty_like(current)
+    state: np.ndarray = np.zeros((2, neurons), precision)
+    arrays = (current.numpy(), _array(bias), spikes.numpy(), state)
+    constants = (_array(neuron.alpha), _array(neuron.beta), np.float32(neuron.threshold), *neuron[3:])
+    if recurrent is None:
+        in_parts(kernel, neurons, current.numel(), 0, steps, *arrays, *constants)
+        return spikes, current
+    for t in range(steps):
+        if t > 0:
+            current[t] += heard(spikes[t - 1], recurrent)
+        in_parts(kernel, neurons, neurons, t, t + 1, *arrays, *constants)
+    return spikes, current
 
 
 def fused_backward(
@@ -315,188 +371,32 @@ def fused_backward(
     membrane: Tensor,
     neuron: Neuron,
     slope: _Slope,
+    recurrent: Tensor | None = None,
     spikes: Tensor | None = None,
 ) -> _Gradients:
     """`plain_backward` in one pass over memory, h computed on the way; float32 on the CPU."""
-    how = slope.backward
-    grad_current, grad_bias = torch.empty_like(membrane), torch.empty_like(membrane[0])
+    how, (steps, neurons) = slope.backward, membrane.shape
+    grad_spikes = grad_spikes.contiguous() if recurrent is None else grad_spikes.clone()
+    grad_current, grad_bias = torch.empty_like(membrane), membrane.new_zeros(neurons)
     moment = torch.zeros_like(grad_bias) if slope.learned else torch.empty(0)
     absent = torch.empty(0, 0)
-    extra, kept, heard = (absent if x is None else x for x in (grad_membrane, slope.kept, spikes))
-    inputs = (grad_spikes, extra, membrane, slope.widths, kept.bool(), heard)
-    arrays = [x.detach().contiguous().numpy() for x in inputs]
-    arrays += [x.numpy() for x in (grad_current, grad_bias, moment)]
-    constants = _constants(neuron, len(grad_bias))
+    extra, heard = (absent if x is None else x for x in (grad_membrane, spikes))
+    kept = absent.bool() if slope.kept is None else slope.kept
+    arrays = [_array(x) for x in (grad_spikes, extra, membrane, slope.widths, kept, heard)]
+    arrays += [_array(x) for x in (grad_current, grad_bias, moment)] + [np.zeros((3, neurons), np.float32)]
+    constants = (_array(neuron.alpha), _array(neuron.beta), np.float32(neuron.threshold), *neuron[3:])
     flags = (list(SURROGATES).index(how.shape), np.float32(how.gain), how.detach_reset, how.dead_below_zero)
-    _over_neurons(_backward_kernel, membrane, *arrays, *constants, *flags)
+    if recurrent is None:
+        in_parts(kernels.backward, neurons, membrane.numel(), 0, steps, *arrays, *constants, *flags)
+    else:
+        for t in reversed(range(steps)):
+            if t + 1 < steps:
+                grad_spikes[t] += heard_from(grad_current[t + 1], recurrent.T)
+            in_parts(kernels.backward, neurons, neurons, t, t + 1, *arrays, *constants, *flags)
     grad_width = -moment.sum() / (slope.widths[0] * membrane.numel()) if slope.learned else None
     return _Gradients(grad_current, grad_bias, grad_width)
 
 
-def fusible(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
-
-
-def _constants(neuron: Neuron, neurons: int) -> tuple[np.ndarray, np.ndarray, np.float32, bool, bool, bool]:
-    # torch multiplies a float32 tensor by a Python number in float32; Numba would go through float64 for a float64 one.
-    alpha, beta = (torch.as_tensor(share, dtype=torch.float32).detach() for share in (neuron.alpha, neuron.beta))
-    shares = [share.expand(neurons).contiguous().numpy() for share in (alpha, beta)]
-    return shares[0], shares[1], np.float32(neuron.threshold), neuron.hard, neuron.floor, neuron.late
-
-
-def _over_neurons(kernel: Callable[..., None], like: Tensor, *arguments: Any) -> None:
-    """Run a kernel on all neurons of a [T, M] tensor, on as many threads as torch itself may use."""
-    neurons = like.shape[1]
-    threads = max(1, min(torch.get_num_threads(), like.numel() // WORTH_A_THREAD))
-    edges = [neurons * part // threads for part in range(threads + 1)]
-    elsewhere = [_pool().submit(kernel, a, b, *arguments) for a, b in pairwise(edges[1:])]
-    kernel(edges[0], edges[1], *arguments)
-    for part in elsewhere:
-        part.result()
-
-
-@lru_cache(maxsize=1)
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="scan")
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child inherits the pool but none of its threads
-
-
-# The inner loops are kept apart, each over rows that start at index 0: with few arrays in a loop LLVM can check that
-# they do not overlap and uses vector instructions, which makes the kernels several times faster.
-
-
-@njit(cache=True, nogil=True)
-def _forward_kernel(first, last, current, bias, spikes, membranes, alpha, beta, threshold, hard, floor, late):  # type: ignore[no-untyped-def]
-    zero, one = np.float32(0), np.float32(1)
-    u, v = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-    for start in range(first, last, TILE):
-        stop = min(start + TILE, last)
-        size = stop - start
-        drive, keep_u, keep_v = bias[start:stop], alpha[start:stop], beta[start:stop]
-        u[:] = zero
-        v[:] = zero
-        for t in range(current.shape[0]):
-            arriving, fired, pre = current[t, start:stop], spikes[t, start:stop], membranes[t, start:stop]
-            for i in range(size):
-                u[i] = keep_u[i] * u[i] + arriving[i]
-            for i in range(size):
-                pre[i] = keep_v[i] * v[i] + u[i] + drive[i]
-            if late:
-                if not hard:
-                    for i in range(size):
-                        pre[i] = pre[i] - threshold if v[i] > threshold else pre[i]
-                for i in range(size):
-                    v[i] = zero if hard and v[i] > threshold else pre[i]
-                for i in range(size):
-                    fired[i] = one if v[i] > threshold else zero
-            else:
-                for i in range(size):
-                    fired[i] = one if pre[i] > threshold else zero
-                for i in range(size):
-                    v[i] = (zero if hard else pre[i] - threshold) if pre[i] > threshold else pre[i]
-            if floor:
-                for i in range(size):
-                    v[i] = zero if v[i] < zero else v[i]
-
-
-@njit(cache=True, nogil=True)
-def _slope_kernel(shape, membrane, threshold, width, h):  # type: ignore[no-untyped-def]
-    """The shapes of train/surrogates.py, at distances of membranes from the threshold."""
-    zero, one = np.float32(0), np.float32(1)
-    peak, size = one / width, len(membrane)
-    for i in range(size):
-        h[i] = abs(membrane[i] - threshold)
-    if shape == TRIANGULAR:
-        fall = one / (width * width)
-        for i in range(size):
-            h[i] = peak - h[i] * fall
-        for i in range(size):
-            h[i] = h[i] if h[i] > zero else zero
-    elif shape == RECTANGULAR:
-        half = width / np.float32(2)
-        for i in range(size):
-            h[i] = peak if h[i] < half else zero
-    elif shape == SIGMOID:
-        steep = np.float32(4) * peak
-        for i in range(size):
-            h[i] = math.exp(-steep * h[i])
-        for i in range(size):
-            h[i] = steep * h[i] / ((one + h[i]) * (one + h[i]))
-    elif shape == FAST_SIGMOID:
-        steep = np.float32(2) * peak
-        for i in range(size):
-            h[i] = peak / ((one + steep * h[i]) * (one + steep * h[i]))
-    elif shape == ARCTAN:
-        steep = np.float32(math.pi) * peak
-        for i in range(size):
-            h[i] = peak / (one + steep * h[i] * (steep * h[i]))
-    elif shape == SLAYER:
-        steep = np.float32(2) * peak
-        for i in range(size):
-            h[i] = peak * math.exp(-steep * h[i])
-
-
-@njit(cache=True, nogil=True)
-def _backward_kernel(  # type: ignore[no-untyped-def]
-    first, last, grad_spikes, grad_membrane, membrane, widths, kept, spikes, grad_current, grad_bias, moment,
-    alpha, beta, threshold, hard, floor, late, shape, gain, detached, dead_below_zero,
-):  # fmt: skip
-    zero = np.float32(0)
-    h, error = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-    grad_u, grad_v = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-    skips, deciding, late_cost = hard and late, np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-    for start in range(first, last, TILE):
-        stop = min(start + TILE, last)
-        size = stop - start
-        total, keep_u, keep_v = grad_bias[start:stop], alpha[start:stop], beta[start:stop]
-        total[:] = zero
-        grad_u[:] = zero
-        grad_v[:] = zero
-        late_cost[:] = zero
-        for t in range(membrane.shape[0] - 1, -1, -1):
-            arriving, pre, leaving = grad_spikes[t, start:stop], membrane[t, start:stop], grad_current[t, start:stop]
-            reached = pre
-            if skips and t > 0:
-                before, pre = spikes[t - 1, start:stop], deciding[:size]
-                for i in range(size):
-                    pre[i] = zero if before[i] > zero else reached[i]
-            _slope_kernel(shape, pre, threshold, widths[t], h)
-            if len(kept) > 0:
-                left = kept[t, start:stop]
-                for i in range(size):
-                    h[i] = h[i] * gain if left[i] else zero
-            if dead_below_zero:
-                for i in range(size):
-                    h[i] = h[i] if pre[i] > zero else zero
-            if late:
-                for i in range(size):
-                    error[i] = arriving[i] - (zero if detached else late_cost[i])
-            else:
-                for i in range(size):
-                    level = zero if floor and pre[i] <= zero else pre[i]
-                    cost = zero if detached else level if hard else threshold
-                    error[i] = arriving[i] - keep_v[i] * grad_v[i] * cost
-            for i in range(size):
-                stopped = (floor and pre[i] <= zero) or (hard and not late and pre[i] > threshold)
-                grad_v[i] = (zero if stopped else keep_v[i] * grad_v[i]) + error[i] * h[i]
-            if len(moment) > 0:
-                moments = moment[start:stop]
-                for i in range(size):
-                    moments[i] += error[i] * h[i] * (pre[i] - threshold)
-            if len(grad_membrane) > 0:
-                extra = grad_membrane[t, start:stop]
-                for i in range(size):
-                    grad_v[i] += extra[i]
-            if late:
-                for i in range(size):
-                    late_cost[i] = grad_v[i] * (reached[i] if hard else threshold)
-            if skips and t > 0:
-                for i in range(size):
-                    grad_v[i] = zero if before[i] > zero else grad_v[i]
-            for i in range(size):
-                grad_u[i] = grad_v[i] + keep_u[i] * grad_u[i]
-            for i in range(size):
-                total[i] += grad_v[i]
-            leaving[:] = grad_u[:size]
+def _array(values: Share) -> np.ndarray:
+    """As kernels take it: in float32 too, since torch multiplies a float32 tensor by a number in float32."""
+    return values.detach().contiguous().numpy() if isinstance(values, Tensor) else np.array([values], np.float32)

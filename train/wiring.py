@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from base.errors import UserError
 from train.neurons import LIF
@@ -30,6 +29,7 @@ from train.parts import (
     spread,
 )
 from train.shapes import Shape, shape_after
+from train.sparse import Geometry, Product, conducted
 
 INPUT = "input"  # the name under which links read the network's input
 
@@ -61,8 +61,12 @@ class Link:
 
     def pooled(self, spikes: Tensor) -> Tensor:
         """What reaches the synapse, [T, B, ...], of spikes [T, B, *input_shape]: behind the parts before it."""
+        if not self.before:
+            return spikes
         steps, batch = spikes.shape[:2]
         maps = spikes.flatten(0, 1)
+        if not (maps.is_floating_point() or all(isinstance(part, nn.Flatten) for part in self.before)):
+            maps = self._floats(maps)
         for part in self.before:
             maps = _dropped(part, maps, steps) if isinstance(part, nn.Dropout) else part(maps)
         return maps.unflatten(0, (steps, batch))
@@ -78,6 +82,27 @@ class Link:
         current = current.unflatten(0, pooled.shape[:2])
         return current, None if bias is None else over_channels(bias, dimensions)
 
+    @property
+    def geometry(self) -> Geometry | None:
+        """Of a convolution."""
+        synapse = self.synapse
+        if not isinstance(synapse, nn.Conv2d):
+            return None
+        assert not isinstance(synapse.padding, str)
+        (down, right), (above, beside), (tall, wide) = synapse.stride, synapse.padding, synapse.dilation
+        return Geometry((down, right), (above, beside), (tall, wide), synapse.groups)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The synapse's, as it broadcasts to a sample."""
+        bias = getattr(self.synapse, "bias", None)
+        return None if bias is None else over_channels(bias, 3 if self.geometry else 1)
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether its current is a product of what reaches the synapse and weights, and nothing more."""
+        return isinstance(self.synapse, (nn.Linear, nn.Conv2d)) and not isinstance(self.norm, Norm)
+
     def standardised(self, weight: Tensor) -> Tensor:
         """The synapse's weight, in any precision, as spikes meet it."""
         if not isinstance(self.norm, ScaledWS):
@@ -88,15 +113,18 @@ class Link:
         """What the synapse alone makes of maps [N, ...], perhaps by weights that stand in for its own."""
         synapse = self.synapse
         if isinstance(synapse, nn.MaxPool2d):
-            return synapse(maps)
+            return synapse(self._floats(maps))
         if weight is None:
             weight = self.standardised(synapse.get_parameter("weight"))
-        if isinstance(synapse, nn.Linear):
-            return F.linear(maps, weight)
-        if isinstance(synapse, nn.Conv2d):
-            assert not isinstance(synapse.padding, str)
-            return F.conv2d(maps, weight, None, synapse.stride, synapse.padding, synapse.dilation, synapse.groups)
-        return maps * over_channels(weight, maps.dim() - 1)
+        if isinstance(synapse, (nn.Linear, nn.Conv2d)):
+            return conducted(maps, weight, self.geometry)
+        return self._floats(maps) * over_channels(weight, maps.dim() - 1)
+
+    def _floats(self, maps: Tensor) -> Tensor:
+        """Spikes that came as bytes, in the weights' precision; of a maximum any will do."""
+        if maps.is_floating_point():
+            return maps
+        return maps.to(getattr(self.synapse, "weight", torch.empty(0)).dtype)
 
 
 def unchanging(spikes: Tensor) -> bool:
@@ -159,6 +187,13 @@ class Stage:
     def forward(self, spikes: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Spikes (a readout: currents) [T, B, *output_shape] of the spikes [T, B, ...] of every source, and the
         membranes of LIF neurons."""
+        (link, *others), neuron = self.links, self.neuron
+        if isinstance(neuron, LIF) and link.multiplies and not (others or self.input_is_bias):
+            arriving = spikes[link.source]
+            if not unchanging(arriving):
+                synapse = Product(link.standardised(link.synapse.get_parameter("weight")), link.geometry)
+                maps, bias = link.pooled(arriving), link.bias
+                return neuron.scan(maps, bias, self.recurrent, self.current_spread, synapse)
         current, bias = added(link.forward(spikes[link.source]) for link in self.links)
         if self.neuron is None:
             return current, None

@@ -1,0 +1,185 @@
+"""The steps of `train/scan.py` compiled: forward and backward over neurons that stay in cache for all steps.
+
+Every kernel runs steps begin..end - 1 of neurons first..last - 1, going on from `state`, which it leaves as it is after
+these steps. Arrays are [T, M], or [M], or [1] where all neurons share a value. What a loop writes over and over lies in
+arrays of its own, and division does not look for zeros, so that LLVM uses vector instructions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from train.surrogates import SURROGATES
+
+TRIANGULAR, RECTANGULAR, SIGMOID, FAST_SIGMOID, ARCTAN, SLAYER = range(len(SURROGATES))  # their places there
+
+TILE = 4096  # neurons whose state stays in cache for all steps; fewer are shorter runs through memory
+
+
+@njit(cache=True, nogil=True)
+def fill(tile, values, start, stop):  # type: ignore[no-untyped-def]
+    """Neurons start..stop - 1 of values [M] or [1]; several times as fast as assigning a slice."""
+    one = values[0]
+    if len(values) == 1:
+        for i in range(stop - start):
+            tile[i] = one
+    else:
+        part = values[start:stop]
+        for i in range(stop - start):
+            tile[i] = part[i]
+
+
+@njit(cache=True, nogil=True)
+def forward(  # type: ignore[no-untyped-def]
+    first, last, begin, end, current, bias, spikes, state, alpha, beta, threshold, hard, floor, late
+):  # fmt: skip
+    """state [2, M]: current and voltage. The membranes overwrite the current."""
+    zero, one = np.float32(0), np.float32(1)
+    u, v, drive = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    keep_u, keep_v = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    for start in range(first, last, TILE):
+        stop = min(start + TILE, last)
+        size = stop - start
+        fill(u, state[0], start, stop)
+        fill(v, state[1], start, stop)
+        fill(drive, bias, start, stop)
+        fill(keep_u, alpha, start, stop)
+        fill(keep_v, beta, start, stop)
+        for t in range(begin, end):
+            pre, fired = current[t, start:stop], spikes[t, start:stop]
+            if late:
+                for i in range(size):
+                    u[i] = keep_u[i] * u[i] + pre[i]
+                    reached = keep_v[i] * v[i] + u[i] + drive[i]
+                    if hard:
+                        pre[i] = reached
+                        v[i] = zero if v[i] > threshold else reached
+                    else:
+                        v[i] = reached - threshold if v[i] > threshold else reached
+                        pre[i] = v[i]
+                    fired[i] = one if v[i] > threshold else zero
+                    v[i] = zero if floor and v[i] < zero else v[i]
+            else:
+                for i in range(size):
+                    u[i] = keep_u[i] * u[i] + pre[i]
+                    reached = keep_v[i] * v[i] + u[i] + drive[i]
+                    pre[i] = reached
+                    fired[i] = one if reached > threshold else zero
+                    voltage = (zero if hard else reached - threshold) if reached > threshold else reached
+                    v[i] = zero if floor and voltage < zero else voltage
+        for i in range(size):
+            state[0, start + i], state[1, start + i] = u[i], v[i]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def slope(shape, membrane, threshold, width, h):  # type: ignore[no-untyped-def]
+    """The shapes of train/surrogates.py, at distances of membranes from the threshold."""
+    zero, one = np.float32(0), np.float32(1)
+    peak, size = one / width, len(membrane)
+    if shape == TRIANGULAR:
+        fall = one / (width * width)
+        for i in range(size):
+            risen = peak - abs(membrane[i] - threshold) * fall
+            h[i] = risen if risen > zero else zero
+    elif shape == RECTANGULAR:
+        half = width / np.float32(2)
+        for i in range(size):
+            h[i] = peak if abs(membrane[i] - threshold) < half else zero
+    elif shape == SIGMOID:
+        steep = np.float32(4) * peak
+        for i in range(size):
+            h[i] = math.exp(-steep * abs(membrane[i] - threshold))
+        for i in range(size):
+            h[i] = steep * h[i] / ((one + h[i]) * (one + h[i]))
+    elif shape == FAST_SIGMOID:
+        steep = np.float32(2) * peak
+        for i in range(size):
+            below = one + steep * abs(membrane[i] - threshold)
+            h[i] = peak / (below * below)
+    elif shape == ARCTAN:
+        steep = np.float32(math.pi) * peak
+        for i in range(size):
+            distance = steep * (membrane[i] - threshold)
+            h[i] = peak / (one + distance * distance)
+    elif shape == SLAYER:
+        steep = np.float32(2) * peak
+        for i in range(size):
+            h[i] = peak * math.exp(-steep * abs(membrane[i] - threshold))
+
+
+@njit(cache=True, nogil=True)
+def backward(  # type: ignore[no-untyped-def]
+    first, last, begin, end, grad_spikes, grad_membrane, membrane, widths, kept, spikes, grad_current, grad_bias,
+    moment, state, alpha, beta, threshold, hard, floor, late, shape, gain, detached, dead_below_zero,
+):  # fmt: skip
+    """state [3, M]: gradients of current and voltage, and what a late reset costs."""
+    zero = np.float32(0)
+    h, error, total = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    grad_u, grad_v, cost = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    keep_u, keep_v = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    skips, deciding = hard and late, np.empty(TILE, np.float32)
+    for start in range(first, last, TILE):
+        stop = min(start + TILE, last)
+        size = stop - start
+        fill(grad_u, state[0], start, stop)
+        fill(grad_v, state[1], start, stop)
+        fill(cost, state[2], start, stop)
+        fill(total, grad_bias, start, stop)
+        fill(keep_u, alpha, start, stop)
+        fill(keep_v, beta, start, stop)
+        for t in range(end - 1, begin - 1, -1):
+            arriving, leaving = grad_spikes[t, start:stop], grad_current[t, start:stop]
+            reached = membrane[t, start:stop]
+            pre = reached
+            if skips and t > 0:
+                before, pre = spikes[t - 1, start:stop], deciding[:size]
+                for i in range(size):
+                    membrane_then = reached[i]
+                    pre[i] = zero if before[i] > zero else membrane_then
+            slope(shape, pre, threshold, widths[t], h)
+            if len(kept) > 0:
+                left = kept[t, start:stop]
+                for i in range(size):
+                    gained = h[i] * gain
+                    h[i] = gained if left[i] else zero
+            if dead_below_zero:
+                for i in range(size):
+                    alive = h[i]
+                    h[i] = alive if pre[i] > zero else zero
+            if late:
+                for i in range(size):
+                    error[i] = arriving[i] - (zero if detached else cost[i])
+                    grad_v[i] = (zero if floor and pre[i] <= zero else keep_v[i] * grad_v[i]) + error[i] * h[i]
+            else:
+                for i in range(size):
+                    kept_on = keep_v[i] * grad_v[i]
+                    level = zero if floor and pre[i] <= zero else pre[i]
+                    error[i] = arriving[i] - (zero if detached else kept_on * (level if hard else threshold))
+                    stopped = (floor and pre[i] <= zero) or (hard and pre[i] > threshold)
+                    grad_v[i] = (zero if stopped else kept_on) + error[i] * h[i]
+            if len(moment) > 0:
+                moments = moment[start:stop]
+                for i in range(size):
+                    moments[i] += error[i] * h[i] * (pre[i] - threshold)
+            if len(grad_membrane) > 0:
+                extra = grad_membrane[t, start:stop]
+                for i in range(size):
+                    grad_v[i] += extra[i]
+            if late:
+                for i in range(size):
+                    cost[i] = grad_v[i] * (reached[i] if hard else threshold)
+            if skips and t > 0:
+                for i in range(size):
+                    passed = grad_v[i]
+                    grad_v[i] = zero if before[i] > zero else passed
+            for i in range(size):
+                grad_u[i] = grad_v[i] + keep_u[i] * grad_u[i]
+                total[i] += grad_v[i]
+                leaving[i] = grad_u[i]
+        for i in range(size):
+            state[0, start + i], state[1, start + i], state[2, start + i] = grad_u[i], grad_v[i], cost[i]
+        for i in range(size):
+            grad_bias[start + i] = total[i]

@@ -1,0 +1,320 @@
+"""Products of spikes and weights that multiply no zeros: where spikes are few, rows of the weights are added up.
+
+The same kernel makes the current from the weights' rows and the weights' gradient from the current's, the spikes being
+listed by sample there and by source here. Sums are float32's in the order of the sources (or of the samples): another
+order than that of a matrix product, so the last digits differ, but the same one for any batch and any threads.
+
+Maps and currents of convolutions have their channels last in memory, where oneDNN is several times as fast.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+from torch.nn import functional as F
+
+from train.threads import fusible, in_parts
+
+# Measured on one thread against MKL and oneDNN: the share of values other than 0 up to which adding rows is faster.
+DENSEST = 0.25  # of what a dense layer reads
+DENSEST_MAPS = 0.03  # of maps, whose channels count in sixteens as oneDNN multiplies them
+CHANNELS_AT_ONCE = 16
+LEAST_OUTPUTS = 128  # of a dense layer; below, listing the spikes costs what is saved
+TILE = 512  # outputs whose sums stay in the first-level cache
+
+Pair = tuple[int, int]
+
+
+class Geometry(NamedTuple):
+    """How a convolution moves over its maps."""
+
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+
+class Product(NamedTuple):
+    """A synapse that multiplies: weights and, of a convolution, its geometry; see `conducted`."""
+
+    weight: Tensor
+    geometry: Geometry | None
+
+
+class Rows(NamedTuple):
+    """A matrix in compressed rows: of row n the values [starts[n]:starts[n + 1]] and the columns they stand in."""
+
+    starts: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+
+
+class Taps(NamedTuple):
+    """By source pixel, as in Rows: through which places of a kernel it reaches which output pixels, of `size`."""
+
+    starts: np.ndarray
+    through: np.ndarray
+    to: np.ndarray
+    size: tuple[int, ...]
+
+
+class Kept(NamedTuple):
+    """What the gradients of a product need: the maps, or in their stead the rows; `shape` of the maps; taps where
+    spikes of maps were few."""
+
+    maps: Tensor | None
+    shape: torch.Size
+    rows: Rows | None = None
+    taps: Taps | None = None
+
+
+def conducted(maps: Tensor, weight: Tensor, geometry: Geometry | None = None) -> Tensor:
+    """Current [..., O] of maps [..., I] and weights [O, I], or, with a geometry, [..., O, H', W'] of maps
+    [..., C, H, W] and weights [O, C / groups, kh, kw], by whichever way is faster for so many spikes. Maps are of any
+    type."""
+    return _Product.apply(maps, weight, geometry)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, geometry: Geometry | None) -> Tensor:
+        current, kept = product(maps, weight, geometry)
+        ctx.save_for_backward(kept.maps, weight)
+        ctx.kept, ctx.geometry = kept._replace(maps=None), geometry
+        return current
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        maps, weight = ctx.saved_tensors
+        return *gradients(grad, weight, ctx.geometry, ctx.kept._replace(maps=maps), *ctx.needs_input_grad[:2]), None
+
+
+def product(maps: Tensor, weight: Tensor, geometry: Geometry | None) -> tuple[Tensor, Kept]:
+    """The current of `conducted`, and what `gradients` need to know."""
+    flat = maps.detach().flatten(0, -2 if geometry is None else -4)
+    compiled = fusible(weight) and maps.device == weight.device
+    if geometry is None:
+        if compiled and len(weight) >= LEAST_OUTPUTS:
+            shown = flat.contiguous().numpy()
+            nonzero = _count(shown.reshape(-1))
+            if nonzero <= DENSEST * shown.size:
+                rows = Rows(*_listed(shown, nonzero))
+                return _added(rows, weight.detach().t()).view(*maps.shape[:-1], -1), Kept(None, maps.shape, rows)
+        return F.linear(maps.to(weight.dtype), weight), Kept(maps, maps.shape)
+    taps = None
+    if compiled:
+        flat = flat.contiguous(memory_format=torch.channels_last)
+        multiplied = -(-flat.shape[1] // CHANNELS_AT_ONCE) * CHANNELS_AT_ONCE * flat[:, 0].numel()
+        if geometry.groups == 1 and _count(_pixels(flat).reshape(-1)) <= DENSEST_MAPS * multiplied:
+            taps = _taps_of(flat.shape[2:], weight, geometry)
+            current = _added_taps(flat, weight, taps)
+        else:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+    if taps is None:
+        current = F.conv2d(flat.to(weight.dtype), weight, None, *geometry)
+    return current.unflatten(0, maps.shape[:-3]), Kept(maps, maps.shape, taps=taps)
+
+
+def gradients(
+    grad: Tensor, weight: Tensor, geometry: Geometry | None, kept: Kept, of_maps: bool, of_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of maps and weights, as far as wanted, from the current's."""
+    if geometry is not None:
+        return _conv_gradients(grad, weight, geometry, kept, of_maps, of_weight)
+    flat = grad.reshape(-1, len(weight))
+    grad_maps = (flat @ weight).view(kept.shape) if of_maps else None
+    if not of_weight:
+        return grad_maps, None
+    if kept.rows is not None:
+        return grad_maps, _added(Rows(*_by_column(*kept.rows, kept.shape[-1])), flat).t()
+    assert kept.maps is not None
+    return grad_maps, flat.t() @ kept.maps.reshape(-1, kept.shape[-1]).to(weight.dtype)
+
+
+def _conv_gradients(
+    grad: Tensor, weight: Tensor, geometry: Geometry, kept: Kept, of_maps: bool, of_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    assert kept.maps is not None
+    grad, maps = grad.flatten(0, -4), kept.maps.flatten(0, -4)
+    if fusible(weight) and weight.device == maps.device:
+        grad, maps = (x.contiguous(memory_format=torch.channels_last) for x in (grad, maps))
+    wanted = of_maps, of_weight and kept.taps is None, False
+    grad_maps = grad_weight = None
+    if any(wanted):
+        *moving, groups = geometry
+        laid = weight.contiguous(memory_format=torch.channels_last) if fusible(weight) else weight
+        grad_maps, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad, maps.to(weight.dtype), laid, None, *moving, False, (0, 0), groups, wanted
+        )
+    if of_weight and kept.taps is not None:
+        by_source = torch.zeros_like(_by_source(weight))
+        arrays = _pixels(maps), _pixels(grad), *kept.taps[:3], by_source.numpy()
+        in_parts(_conv_weight_kernel, len(weight), grad.numel(), *arrays)
+        grad_weight = by_source.permute(2, 0, 1).reshape(weight.shape)
+    return None if grad_maps is None else grad_maps.unflatten(0, kept.shape[:-3]), grad_weight
+
+
+def _added(rows: Rows, table: Tensor) -> Tensor:
+    """The product [N, O] of a matrix [N, I] and a table [I, O], float32 on the CPU."""
+    out = torch.empty(len(rows.starts) - 1, table.shape[1])
+    operations = len(rows.columns) * table.shape[1]
+    in_parts(_added_kernel, len(out), operations, *rows, table.contiguous().numpy(), out.numpy())
+    return out
+
+
+def _taps_of(side: tuple[int, ...], weight: Tensor, geometry: Geometry) -> Taps:
+    side, kernel, over = tuple(side), tuple(weight.shape[2:]), geometry[:3]
+    size = tuple(
+        (n + 2 * padding - dilation * (k - 1) - 1) // stride + 1
+        for n, k, stride, padding, dilation in zip(side, kernel, *over, strict=True)
+    )
+    starts, through, to = _reached(side, size, kernel, *over)
+    return Taps(starts, through, to, size)
+
+
+def _added_taps(maps: Tensor, weight: Tensor, taps: Taps) -> Tensor:
+    """The convolution [N, O, H', W'] of maps [N, C, H, W], float32 on the CPU."""
+    current = torch.empty(len(maps), *taps.size, len(weight)).movedim(-1, 1)
+    arrays = _pixels(maps), _by_source(weight).numpy(), *taps[:3], _pixels(current)
+    in_parts(_conv_kernel, len(maps), current.numel(), *arrays)
+    return current
+
+
+def _by_source(weight: Tensor) -> Tensor:
+    """Weights [O, C, kh, kw] as [C, kh * kw, O]."""
+    return weight.detach().flatten(2).permute(1, 2, 0).contiguous()
+
+
+def _pixels(maps: Tensor) -> np.ndarray:
+    """Maps [N, C, H, W], the channels last in memory, as [N, H * W, C]."""
+    return maps.detach().movedim(1, -1).flatten(1, 2).numpy()
+
+
+@njit(cache=True, nogil=True)
+def _count(values):  # type: ignore[no-untyped-def]
+    found = 0
+    for i in range(len(values)):
+        found += values[i] != 0
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _listed(maps, nonzero):  # type: ignore[no-untyped-def]
+    starts = np.zeros(len(maps) + 1, np.int32)
+    columns, values = np.empty(nonzero + 1, np.int32), np.empty(nonzero + 1, np.float32)
+    at = 0
+    for n in range(len(maps)):
+        row = maps[n]
+        for i in range(len(row)):  # no branch, which would be guessed wrong at every spike
+            columns[at], values[at] = i, row[i]
+            at += row[i] != 0
+        starts[n + 1] = at
+    return starts, columns[:nonzero], values[:nonzero]
+
+
+@njit(cache=True, nogil=True)
+def _by_column(starts, columns, values, width):  # type: ignore[no-untyped-def]
+    """The rows of the transposed matrix, of so many columns."""
+    begin = np.zeros(width + 1, np.int32)
+    for column in columns:
+        begin[column + 1] += 1
+    begin = np.cumsum(begin).astype(np.int32)
+    at, rows, moved = begin.copy(), np.empty_like(columns), np.empty_like(values)
+    for n in range(len(starts) - 1):
+        for k in range(starts[n], starts[n + 1]):
+            place = at[columns[k]]
+            rows[place], moved[place] = n, values[k]
+            at[columns[k]] += 1
+    return begin, rows, moved
+
+
+@njit(cache=True, nogil=True)
+def _added_kernel(first, last, starts, columns, values, table, out):  # type: ignore[no-untyped-def]
+    total = np.empty(TILE, np.float32)
+    for start in range(0, table.shape[1], TILE):
+        stop = min(start + TILE, table.shape[1])
+        size = stop - start
+        for n in range(first, last):
+            total[:size] = np.float32(0)
+            k, end = starts[n], starts[n + 1]
+            while k + 4 <= end:  # four at a time: the sums are read and written less often
+                a, b = table[columns[k], start:stop], table[columns[k + 1], start:stop]
+                c, d = table[columns[k + 2], start:stop], table[columns[k + 3], start:stop]
+                p, q, r, s = values[k], values[k + 1], values[k + 2], values[k + 3]
+                for i in range(size):
+                    total[i] = total[i] + p * a[i] + q * b[i] + r * c[i] + s * d[i]
+                k += 4
+            while k < end:
+                a, p = table[columns[k], start:stop], values[k]
+                for i in range(size):
+                    total[i] += p * a[i]
+                k += 1
+            out[n, start:stop] = total[:size]
+
+
+@njit(cache=True, nogil=True)
+def _spikes_of(maps, place, value):  # type: ignore[no-untyped-def]
+    """Flat places and values of what is not 0 in one sample [H * W, C]; how many there are."""
+    at, flat = 0, maps.reshape(-1)
+    for i in range(len(flat)):
+        place[at], value[at] = i, flat[i]
+        at += flat[i] != 0
+    return at
+
+
+@njit(cache=True)
+def _reached(side, size, kernel, stride, padding, dilation):  # type: ignore[no-untyped-def]
+    """`Taps` of source pixels y * W + x through places ky * kw + kx; side, size: of source and output, (H, W)."""
+    starts = np.zeros(side[0] * side[1] + 1, np.int32)
+    through, to = np.empty((2, side[0] * side[1] * kernel[0] * kernel[1]), np.int32)
+    at = 0
+    for y in range(side[0]):
+        for x in range(side[1]):
+            for ky in range(kernel[0]):
+                below = y + padding[0] - ky * dilation[0]
+                for kx in range(kernel[1]):
+                    right = x + padding[1] - kx * dilation[1]
+                    row, column = below // stride[0], right // stride[1]
+                    whole = row * stride[0] == below and column * stride[1] == right
+                    if whole and 0 <= row < size[0] and 0 <= column < size[1]:
+                        through[at], to[at] = ky * kernel[1] + kx, row * size[1] + column
+                        at += 1
+            starts[y * side[1] + x + 1] = at
+    return starts, through[:at], to[:at]
+
+
+@njit(cache=True, nogil=True)
+def _conv_kernel(first, last, maps, table, starts, through, to, current):  # type: ignore[no-untyped-def]
+    """maps [N, H * W, C], table [C, kh * kw, O], current [N, H' * W', O]."""
+    pixels, channels = maps.shape[1:]
+    outputs = table.shape[2]
+    place, value = np.empty(channels * pixels + 1, np.int32), np.empty(channels * pixels + 1, np.float32)
+    for n in range(first, last):
+        sums = current[n]
+        sums[:] = np.float32(0)
+        for spike in range(_spikes_of(maps[n], place, value)):
+            pixel = place[spike] // channels
+            channel = place[spike] - pixel * channels
+            for tap in range(starts[pixel], starts[pixel + 1]):
+                total, weight, payload = sums[to[tap]], table[channel, through[tap]], value[spike]
+                for o in range(outputs):
+                    total[o] += payload * weight[o]
+
+
+@njit(cache=True, nogil=True)
+def _conv_weight_kernel(first, last, maps, grad, starts, through, to, grad_table):  # type: ignore[no-untyped-def]
+    """For outputs first..last - 1, so that no two threads add to the same weight. Shapes as above."""
+    pixels, channels = maps.shape[1:]
+    place, value = np.empty(channels * pixels + 1, np.int32), np.empty(channels * pixels + 1, np.float32)
+    for n in range(len(maps)):
+        for spike in range(_spikes_of(maps[n], place, value)):
+            pixel = place[spike] // channels
+            channel = place[spike] - pixel * channels
+            for tap in range(starts[pixel], starts[pixel + 1]):
+                total, error = grad_table[channel, through[tap], first:last], grad[n, to[tap], first:last]
+                for o in range(last - first):
+                    total[o] += value[spike] * error[o]
