@@ -16,6 +16,7 @@ from symbols import Lost, Paths, Quotient, Share, Symbol, Truth, term
 from deploy.onnx import integer
 from quantize import arithmetic, aware, engine
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
+from train import kernels
 
 STATE = 1 << 23
 RANGES = {  # of everything that a step reads
@@ -162,21 +163,6 @@ def of_engine(step: Step, reset: str, floor: bool) -> Outcome:
     return term(u[0, 0]), term(v[0, 0]), term(spikes[0, 0, 0])
 
 
-class Tile:
-    """One neuron's state in the kernel's memory: where that starts from zero, it starts from a symbol."""
-
-    def __init__(self, start: Any) -> None:
-        self.start = self.value = start
-
-    def __setitem__(self, place: Any, value: Any) -> None:
-        if isinstance(place, slice):
-            value = value.value if isinstance(value, Tile) else self.start
-        self.value = value
-
-    def __getitem__(self, place: int) -> Any:
-        return self.value
-
-
 class SixtyFourth:
     """A bias in units of activation."""
 
@@ -189,27 +175,31 @@ class SixtyFourth:
 
 
 def of_aware_training(step: Step, reset: str, floor: bool) -> Outcome:
-    u, v, kept = Tile(step.u), Tile(step.v), Tile(None)
-    made = iter((u, v, kept))
-    memory = vars(NUMPY) | {"empty": lambda *_: next(made), "full": lambda _, value: Tile(value)}
-    spikes = cells(0, shape=(1, 1))
+    """Of a whole activation: one that is not is rounded down before anything else."""
+    memory = SimpleNamespace(**vars(NUMPY), empty=lambda size, _: np.empty(size, object))
+    state, spikes = cells(step.u, step.v, shape=(2, 1)), cells(0, shape=(1, 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aware, "np", SimpleNamespace(**memory))
+        for name, stand_in in {
+            "np": memory,
+            "math": SimpleNamespace(floor=_same),
+            "fill": kernels.fill.py_func,
+            "TILE": 1,
+        }.items():
+            patch.setattr(aware, name, stand_in)
         aware._kernel.py_func(
             cells(step.mantissa << 6, shape=(1,)),
-            0,
-            1,
+            *(0, 1, 0, 1),
             cells(step.activation, shape=(1, 1)),
             cells(SixtyFourth(step.bias), shape=(1,)),
             spikes,
-            cells(0, shape=(1, 1)),
+            state,
             *(cells(share / 4096, shape=(1,)) for share in (step.keep_u, step.keep_v)),
             1.0,
             reset.startswith("hard"),
             floor,
             reset.endswith("late"),
         )
-    return term(u.value), term(v.value), term(spikes[0, 0])
+    return term(state[0, 0]), term(state[1, 0]), term(spikes[0, 0])
 
 
 OPERATORS = {
