@@ -27,8 +27,8 @@ from deploy import BACKENDS
 from quantize import arithmetic as rules
 from quantize import engine, held_out
 from quantize.fold import FoldedLayer, fold
-from quantize.grids import Bits
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
+from quantize.precision import Bits
 from quantize.recording import predictions
 from run import building, files, stages
 from run import config as configuration

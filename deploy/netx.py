@@ -23,8 +23,8 @@ import numpy as np
 from base.errors import UserError
 from base.files import whole_file
 from quantize import arithmetic as rules
-from quantize.grids import NETX_BIAS_EXPONENT
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
+from quantize.precision import NETX_BIAS_EXPONENT
 
 KEY = ", or quantize with quantize.netx = true"
 

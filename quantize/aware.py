@@ -32,7 +32,8 @@ from base.errors import UserError
 from quantize.arithmetic import STATE_LIMIT, STATE_SHIFT
 from quantize.calibration import calibrate
 from quantize.fold import FoldedLayer, fold, pooling, unfolded
-from quantize.grids import EIGHT_BITS, Bits, Precision, levels
+from quantize.grids import levels
+from quantize.precision import EIGHT_BITS, Bits, Precision
 from quantize.scales import Quantized, quantize_each
 from train.kernels import TILE, fill
 from train.network import SpikingNetwork

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from quantize.fold import FoldedConnection, FoldedLayer, conducted, fold
-from quantize.grids import Precision, best_clip, clipped
+from quantize.grids import best_clip, clipped
 from quantize.integer_network import INPUT
+from quantize.precision import Precision
 from quantize.scales import clips_of
 from train.modes import evaluating
 from train.network import SpikingNetwork

@@ -32,8 +32,9 @@ from quantize import arithmetic as rules
 from quantize.bounds.intervals import LIMITS, contains
 from quantize.bounds.search import invariant_u, invariant_v
 from quantize.fold import FoldedLayer, conducted
-from quantize.grids import WITHOUT_SAMPLES, Grid, Precision, Rounded, clip_of, over_rows, rounded, steps_of
+from quantize.grids import Grid, Rounded, clip_of, over_rows, rounded, steps_of
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
+from quantize.precision import WITHOUT_SAMPLES, Precision
 
 THRESHOLD_MAX = (1 << rules.THRESHOLD_BITS) - 1
 BIAS_MANTISSA_MAX = (1 << (rules.BIAS_BITS - 1)) - 1

@@ -21,8 +21,8 @@ from quantize.arithmetic import STATE_SHIFT
 from quantize.calibration import calibrate
 from quantize.fidelity import differences
 from quantize.fold import fold
-from quantize.grids import BITS, Bits, Precision
 from quantize.integer_network import IntegerNetwork
+from quantize.precision import BITS, Bits, Precision
 from quantize.recording import Recording, predictions
 from quantize.scales import input_biases, quantize
 from train.network import SpikingNetwork

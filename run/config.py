@@ -12,7 +12,7 @@ import tomli_w
 
 from base.errors import UserError, nearest
 from deploy import BACKENDS
-from quantize.grids import Bits, Precision
+from quantize.precision import Bits, Precision
 from train.augment import Augmentation
 from train.datasets import CACHE
 from train.training import TrainingSettings

@@ -12,8 +12,8 @@ import torch
 from deploy.lava.graph import OWN, STOCK, neurons_kind
 from quantize import engine
 from quantize.calibration import calibrate
-from quantize.grids import Precision
 from quantize.integer_network import IntegerNetwork
+from quantize.precision import Precision
 from quantize.recording import Recording, predictions
 from quantize.scales import quantize
 from train.datasets import Dataset, Samples

@@ -15,7 +15,7 @@ from base.errors import UserError
 from quantize import arithmetic, reference
 from quantize.aware import AwareNetwork, _fused_clip_gradients, clip_gradients, integer_forward
 from quantize.fold import fold
-from quantize.grids import Precision
+from quantize.precision import Precision
 from quantize.scales import quantize, quantize_each
 from train.architecture import build
 from train.network import SpikingNetwork

@@ -17,8 +17,9 @@ from quantize import engine, reference
 from quantize.aware import AwareNetwork
 from quantize.calibration import calibrate
 from quantize.fold import FoldedConnection, FoldedLayer, fold
-from quantize.grids import BITS, COARSE, FINE, Bits, Precision, clipped, levels
+from quantize.grids import COARSE, FINE, clipped, levels
 from quantize.integer_network import INPUT
+from quantize.precision import BITS, Bits, Precision
 from quantize.scales import quantize
 from train.architecture import build
 from train.checkpoint import load_weights, save_weights

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from base.errors import UserError
-from quantize.grids import Precision
+from quantize.precision import Precision
 from run import config
 from run.config import Config, read, write
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from quantize.cost import rounding_costs
 from quantize.fold import FoldedLayer, fold, unfolded
-from quantize.grids import Precision
 from quantize.integer_network import IntegerNetwork
+from quantize.precision import Precision
 from quantize.scales import input_biases, quantize, quantize_each
 from train.network import SpikingNetwork
 from train.neurons import LIF

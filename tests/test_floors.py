@@ -80,3 +80,12 @@ def test_the_integer_network_costs_no_more_than_numpy() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+
+
+def test_the_command_line_starts_without_what_computes() -> None:
+    program = (
+        "import sys, pipeline\n"
+        "heavy = {'torch', 'numba', 'scipy', 'lava', 'matplotlib', 'onnx', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)

@@ -14,8 +14,9 @@ from base.errors import UserError
 from deploy.lava import models
 from quantize import engine, reference
 from quantize.fold import FoldedConnection, FoldedLayer, fold
-from quantize.grids import BITS, Bits, Precision, clip_of
+from quantize.grids import clip_of
 from quantize.integer_network import INPUT
+from quantize.precision import BITS, Bits, Precision
 from quantize.scales import quantize
 from train.architecture import build
 from train.neurons import LIF

@@ -17,8 +17,8 @@ from base.errors import UserError
 from deploy import netx
 from quantize import engine, reference
 from quantize.fold import fold
-from quantize.grids import Precision
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population, readout
+from quantize.precision import Precision
 from quantize.scales import quantize
 from train.architecture import build
 from train.neurons import LIF

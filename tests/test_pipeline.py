@@ -35,8 +35,8 @@ from quantize.bounds import certificate
 from quantize.bounds.proof import prove
 from quantize.calibration import calibrate
 from quantize.fold import fold
-from quantize.grids import Precision
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
+from quantize.precision import Precision
 from quantize.scales import quantize
 from train.architecture import build
 from train.datasets import load

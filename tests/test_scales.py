@@ -15,8 +15,8 @@ from quantize.arithmetic import LOIHI_LIF_V1, RESETS
 from quantize.bounds.certificate import PROVEN, REFUTED
 from quantize.bounds.proof import prove
 from quantize.fold import FoldedConnection, FoldedLayer
-from quantize.grids import Precision
 from quantize.integer_network import INPUT
+from quantize.precision import Precision
 from quantize.scales import input_biases, quantize
 
 UNCLIPPED = Precision(calibration="max")

@@ -23,8 +23,8 @@ from test_pipeline import QUICK, ROOT, pipeline, refused
 from quantize import engine, integer_network, reference
 from quantize.calibration import calibrate
 from quantize.fold import fold
-from quantize.grids import BITS, WITHOUT_SAMPLES, Precision
 from quantize.integer_network import IntegerNetwork
+from quantize.precision import BITS, WITHOUT_SAMPLES, Precision
 from quantize.recording import Recording, hash_of, predictions
 from quantize.scales import quantize
 from quantize.sensitivity import (

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from base.files import write_json, write_text
-from quantize.grids import BITS, TERNARY, Bits
+from quantize.precision import BITS, TERNARY, Bits
 from quantize.sensitivity import Measured, front
 from run.files import SENSITIVITY, SENSITIVITY_PAGE, SENSITIVITY_PICTURES
 from run.markdown import line

@@ -13,7 +13,7 @@ import numpy as np
 
 from base.errors import UserError
 from base.files import write_json
-from quantize.grids import BITS
+from quantize.precision import BITS
 from quantize.recording import Recording
 from quantize.sensitivity import (
     Allocation,
