@@ -50,8 +50,8 @@ INTRODUCTION = """\
 # What fewer bits cost
 
 Each section is written by the command at its top, on the processor, without a GPU. Accuracy is in per cent of all
-held-out samples, the mean over seeds, with every seed in brackets where there are several. The float recipes are those
-of the examples; how long aware training goes on was settled with numbers like these in view. One sample is
+held-out samples, the mean over seeds, with every seed in brackets where there are several; ± is the standard error of a mean
+difference over seeds. The float recipes are those of the examples. One sample is
 {one}.
 
 * **rounded**: the trained float network, quantized as `pipeline.py quantize` does (`calibration = "membrane"`).
@@ -208,7 +208,7 @@ def page(found: dict[str, Any]) -> Iterator[str]:
         yield "|---|---:|---:|---:|---:|---:|---:|"
         for bits in map(str, WIDTHS):
             columns = [each(seed[way][bits]["integer"] for seed in seeds) for way in ("rounded", "aware", "max")]
-            lost = mean((seed["aware"][bits]["integer"] - seed["float"] for seed in seeds), "+.2f")
+            lost = difference([100 * (seed["aware"][bits]["integer"] - seed["float"]) for seed in seeds])
             grid = each(seed["grid"] for seed in seeds) if bits == "8" else ""
             yield f"| {bits} | {columns[0]} | {columns[1]} | {lost} | {columns[2]} | {grid} | {equality(seeds, bits)} |"
         yield f"\n![Accuracy over bits, {name}]({name}.svg)\n"
@@ -227,8 +227,14 @@ def each(values: Iterator[float]) -> str:
     return mean(iter(known)) + (f" ({shown})" if len(known) > 1 else "")
 
 
-def mean(values: Iterator[float], form: str = ".2f") -> str:
-    return format(100 * np.mean(list(values)), form)
+def mean(values: Iterator[float]) -> str:
+    return format(100 * np.mean(list(values)), ".2f")
+
+
+def difference(points: list[float]) -> str:
+    """Their mean, and its standard error over seeds."""
+    error = f" ± {np.std(points, ddof=1) / len(points) ** 0.5:.2f}" if len(points) > 1 else ""
+    return f"{np.mean(points):+.2f}{error}"
 
 
 if __name__ == "__main__":
