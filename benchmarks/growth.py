@@ -35,7 +35,7 @@ from benchmarks.timing import Ratio, interleaved, ratio, write
 from deploy.pictures import INK, LINES, svg
 from quantize import engine
 from quantize.fold import fold
-from quantize.grids import Bits, Precision
+from quantize.precision import Bits, Precision
 from quantize.scales import quantize
 from run.drawing import drawing
 from train.architecture import build
