@@ -50,9 +50,10 @@ INTRODUCTION = """\
 # What fewer bits cost
 
 Each section is written by the command at its top, on the processor, without a GPU. Accuracy is in per cent of all
-held-out samples, the mean over seeds, with every seed in brackets where there are several; ± is the standard error of a mean
-difference over seeds. The float recipes are those of the examples. One sample is
-{one}.
+held-out samples, the mean over seeds, with every seed in brackets where there are several; ± is the standard error of
+a mean difference over seeds. The float recipes are those of the examples. How long aware training goes on was settled
+on validation parts for spoken digits, N-MNIST and Fashion-MNIST's convolutions at 4 and 8 bits, else with numbers like
+these in view. One sample is {one}.
 
 * **rounded**: the trained float network, quantized as `pipeline.py quantize` does (`calibration = "membrane"`).
 * **aware**: the same weights trained on with the integers in the forward pass, scales learned; for the epochs and with
