@@ -272,7 +272,7 @@ class _LearnedClip(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weights, rounded, clip = ctx.saved_tensors  # all in units of activation
         if ctx.bits == 1:
-            of_weights, rows = grad, (grad * rounded).flatten(1).sum(1)
+            of_weights, rows = grad, (grad * rounded).reshape(len(grad), -1).sum(1)
         else:
             least, most = levels(ctx.bits)
             run = _fused_clip_gradients if fusible(grad) else clip_gradients
@@ -284,7 +284,7 @@ def clip_gradients(grad: Tensor, weights: Tensor, rounded: Tensor, clip: Tensor,
     """Gradients of weights [O, ...] clipped at least * clip and clip [O], and of each row's clip, times that clip."""
     reach = over_channels(clip, weights.dim())
     of_weights = grad * ((weights <= reach) & (weights >= reach * least))
-    return of_weights, (grad * rounded - of_weights * weights).flatten(1).sum(1)
+    return of_weights, (grad * rounded - of_weights * weights).reshape(len(grad), -1).sum(1)
 
 
 def _fused_clip_gradients(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -92,6 +92,7 @@ PRECISIONS = [
 ]
 
 
+@example("[4C3-BN-4C3]-4", {}, "spikes", 1, Precision(1, per_channel=True), 0)  # weights [C] of a skip
 @given(
     architectures(),
     neurons(),
@@ -283,7 +284,7 @@ def test_a_norm_whose_gain_is_zero_remembers_the_mean_in_floats() -> None:
     assert torch.isfinite(norm.running_mean).all()
 
 
-@pytest.mark.parametrize("shape", [(5, 300), (4, 3, 3, 3)])
+@pytest.mark.parametrize("shape", [(5, 300), (4, 3, 3, 3), (6,)])
 def test_gradients_of_clips_equal_their_plain_twin(shape: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     grad, weights = torch.randn(2, *shape, generator=generator)
