@@ -28,7 +28,7 @@ UNROLLED = 4  # rows that are added at once
 Add = Callable[[np.ndarray, int, int, np.ndarray], None]
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=512)
 def adder(network: IntegerNetwork, connection: Connection) -> Add:
     """The function that adds what the connection carries, in whichever way is the fastest for what arrives."""
     if connection.is_conv or _worst(network, connection) >= 1 << 31:
