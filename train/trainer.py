@@ -247,17 +247,15 @@ def _epoch(
         spikes = encode(samples.values[chosen], chosen, encoding, epoch)
         labels = torch.from_numpy(samples.labels[chosen]).to(device)
         update = step_by_step if training.online else by_backpropagation
-        objective, emitted = update(network, optimizer, spikes, labels, training, (training.seed, epoch, batch))
+        objective, output, means = update(network, optimizer, spikes, labels, training, (training.seed, epoch, batch))
 
-        output = emitted[network.stages[-1].name]
-        answer = weighted(output, network.time_weights)
         seen += len(chosen)
-        correct += int((predict(answer.detach()) == labels).sum())
+        correct += int((predict(weighted(output, network.time_weights)) == labels).sum())
         if network.time_weights is not None:
-            right += right_by_step(output.detach(), labels)
+            right += right_by_step(output, labels)
         total_loss += objective.item() * len(chosen)
         for name in fired:
-            fired[name] += emitted[name].detach().mean().item() * len(chosen)
+            fired[name] += means[name].item() * len(chosen)
         if progress is not None:
             progress(
                 {

@@ -1,7 +1,12 @@
-"""How one batch changes the weights: by backpropagation through time, or online, step by step."""
+"""How one batch changes the weights: by backpropagation through time, or online, step by step.
+
+Every way returns the loss, what the output emitted, [T, B, C] (online the mean over time, [1, B, C]), and by population
+the mean of what it emitted, a scalar: what the populations emitted is gone before the backward pass asks for memory.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +20,8 @@ from train.time_weights import weighted
 from train.training import Training
 
 WIDTH_RATE = 0.1  # of the learning rate, for learned widths
+
+Learnt = tuple[Tensor, Tensor, dict[str, Tensor]]
 
 
 def optimizer_of(network: SpikingNetwork, training: Training) -> torch.optim.AdamW:
@@ -39,19 +46,20 @@ def by_backpropagation(
     labels: Tensor,
     training: Training,
     masks: tuple[int, ...],
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Learn one batch by backpropagation through time: its loss, and what every population emitted, [T, B, *shape]."""
+) -> Learnt:
+    """Learn one batch by backpropagation through time."""
     with dropping_out(*masks):
         emitted, membranes = network.spikes_and_membranes(spikes) if training.pda else (network.spikes(spikes), {})
-    answer = weighted(emitted[network.stages[-1].name], network.time_weights)
-    objective = loss(answer, labels, network.stages[-1].spiking)
+    output, means = emitted[network.stages[-1].name], _means(emitted)
+    del emitted
+    objective = loss(weighted(output, network.time_weights), labels, network.stages[-1].spiking)
     if training.pda:
         objective = objective + training.pda * _shift(network, membranes)
     optimizer.zero_grad()
     objective.backward()
     optimizer.step()
     network.keep_in_range()
-    return objective, emitted
+    return objective.detach(), output.detach(), means
 
 
 def step_by_step(
@@ -61,7 +69,7 @@ def step_by_step(
     labels: Tensor,
     training: Training,
     masks: tuple[int, ...],
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> Learnt:
     """The same by OTTT, with only the mean over time of what was emitted, [1, B, *shape], kept."""
     steps, output, state = len(spikes), network.stages[-1], online.State()
     objective = torch.zeros(())
@@ -81,7 +89,11 @@ def step_by_step(
     if training.online == "a":
         optimizer.step()
         network.keep_in_range()
-    return objective, emitted
+    return objective, emitted[output.name], _means(emitted)
+
+
+def _means(emitted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: out.detach().mean() for name, out in emitted.items()}
 
 
 def _shift(network: SpikingNetwork, membranes: dict[str, Tensor]) -> Tensor:
