@@ -6,13 +6,13 @@ the mean of what it emitted, a scalar: what the populations emitted is gone befo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from train import online
+from train import online, recompute
 from train.modes import dropping_out
 from train.network import SpikingNetwork
 from train.objectives import loss, loss_of_step, pda
@@ -62,6 +62,26 @@ def by_backpropagation(
     return objective.detach(), output.detach(), means
 
 
+def by_recomputation(
+    network: SpikingNetwork,
+    optimizer: torch.optim.AdamW,
+    spikes: Tensor,
+    labels: Tensor,
+    training: Training,
+    masks: tuple[int, ...],
+) -> Learnt:
+    """`by_backpropagation` in less memory, see `train/recompute.py`."""
+
+    def loss_of(output: Tensor) -> Tensor:
+        return loss(weighted(output, network.time_weights), labels, network.stages[-1].spiking)
+
+    optimizer.zero_grad()
+    learnt = recompute.backpropagate(network, spikes, loss_of, masks)
+    optimizer.step()
+    network.keep_in_range()
+    return learnt
+
+
 def step_by_step(
     network: SpikingNetwork,
     optimizer: torch.optim.AdamW,
@@ -90,6 +110,13 @@ def step_by_step(
         optimizer.step()
         network.keep_in_range()
     return objective, emitted[output.name], _means(emitted)
+
+
+def update_of(training: Training) -> Callable[..., Learnt]:
+    """The way in which that training learns a batch."""
+    if training.online:
+        return step_by_step
+    return by_recomputation if training.recompute else by_backpropagation
 
 
 def _means(emitted: Mapping[str, Tensor]) -> dict[str, Tensor]:
