@@ -3,7 +3,7 @@
 A first pass goes over the steps in stretches and keeps what the neurons are like at the borders alone. A second one
 goes back over the stretches, computes each again from its border, now with what its gradients need, and hands the
 gradients of that border to the stretch before (Chen et al., arXiv 1604.06174). With stretches of sqrt(T) steps memory
-grows with sqrt(T) in place of T, for one more forward pass.
+grows with sqrt(T) in place of T, for one more forward pass and products of fewer rows each.
 
 Gradients are those of backpropagation up to the order in which float sums over time are taken, here stretch by stretch.
 Spikes are the same as long as a product of fewer rows rounds its sums alike; both passes compute the same products.
