@@ -34,7 +34,7 @@ def update(online: str, steps: int) -> Callable[[], None]:
     return lambda: learn(network, optimizer, spikes, labels, training, (0,)) and None
 
 
-def peak_bytes(work: Callable[[], None]) -> int:
+def peak_bytes(work: Callable[[], object]) -> int:
     """The most that was allocated and not yet freed at any time."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         work()

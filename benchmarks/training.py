@@ -29,12 +29,12 @@ from train.network import SpikingNetwork
 from train.neurons import LIF
 from train.objectives import loss
 from train.training import Training
-from train.updates import by_backpropagation, optimizer_of
+from train.updates import by_backpropagation, by_recomputation, optimizer_of
 
 COMMAND = "OMP_NUM_THREADS=1 uv run --group peers python -m benchmarks.training"
 FOLDER = Path("docs/results/speed")
 BETA = 0.75
-OURS, FLOOR = "spikeproof", "layers alone"
+OURS, LEAN, FLOOR = "spikeproof", "spikeproof, recompute", "layers alone"
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,10 @@ def steps_of(case: Case) -> dict[str, Callable[[], object]]:
     for name, neurons in {FLOOR: nn.Identity, **peers()}.items():
         layers = Layers(network, neurons)
         works[name] = partial(learn, layers, torch.optim.AdamW(layers.parameters(), lr=1e-3, weight_decay=0.0))
-    ours = network, optimizer_of(network, training)
-    return works | {OURS: partial(by_backpropagation, *ours, spikes, labels, training, (0,))}
+    for name, update in {OURS: by_backpropagation, LEAN: by_recomputation}.items():
+        own = deepcopy(network)
+        works[name] = partial(update, own, optimizer_of(own, training), spikes, labels, training, (0,))
+    return works
 
 
 def row(cells: list[str]) -> str:
@@ -182,10 +184,12 @@ def main() -> None:
         took = interleaved(case.rounds, works, time.process_time)
         found = {way: ratio(took[way], took[FLOOR]) for way in works if way != FLOOR}
         bytes_of = {way: peak_bytes(work) for way, work in works.items()}
-        leanest = min(size for way, size in bytes_of.items() if way not in (FLOOR, OURS))
+        leanest = min(size for way, size in bytes_of.items() if way not in (FLOOR, OURS, LEAN))
         ratios |= {f"{name}, {way}": each for way, each in found.items()}
         share = bytes_of[OURS] / leanest
         ratios[f"{name}, memory to the leanest peer's"] = Ratio(share, (share, share))
+        kept = bytes_of[LEAN] / bytes_of[OURS]
+        ratios[f"{name}, memory of recomputing to keeping"] = Ratio(kept, (kept, kept))
         times[name] = [f"{1e3 * median(took[FLOOR]):.1f} ms"]
         times[name] += [f"{each.ratio:.2f} ({each.spread[0]:.2f} to {each.spread[1]:.2f})" for each in found.values()]
         memory[name] = [f"{size / 2**20:.2f}" for size in bytes_of.values()]

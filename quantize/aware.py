@@ -39,7 +39,7 @@ from train.kernels import TILE, fill
 from train.network import SpikingNetwork
 from train.neurons import LIF
 from train.parts import Skip, SumPool2d, over_channels, remember, running_affine, statistics
-from train.scan import Neuron, Share, fused_forward, heard_from, lif_scan
+from train.scan import Neuron, Share, State, fused_forward, heard_from, lif_scan
 from train.sparse import Product
 from train.threads import fusible
 from train.wiring import INPUT, Link, Norm, Stage, unchanging
@@ -125,7 +125,8 @@ class _IntegerStage(Stage):
     payload_max: int
     clips: Tensor | None
 
-    def forward(self, spikes: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def forward(self, spikes: Mapping[str, Tensor], state: State | None = None) -> tuple[Tensor, Tensor | None]:
+        assert state is None, "Training refuses to recompute the steps of integers"
         neuron, population = self.neuron, self.integers.population
         recurrent = self.recurrent
         if recurrent is not None:

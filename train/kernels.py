@@ -112,10 +112,11 @@ def slope(shape, membrane, threshold, width, h):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def backward(  # type: ignore[no-untyped-def]
-    first, last, begin, end, grad_spikes, grad_membrane, membrane, widths, kept, spikes, grad_current, grad_bias,
-    moment, state, alpha, beta, threshold, hard, floor, late, shape, gain, detached, dead_below_zero,
+    first, last, begin, end, grad_spikes, grad_membrane, membrane, widths, kept, spikes, earlier, grad_current,
+    grad_bias, moment, state, alpha, beta, threshold, hard, floor, late, shape, gain, detached, dead_below_zero,
 ):  # fmt: skip
-    """state [3, M]: gradients of current and voltage, and what a late reset costs."""
+    """state [3, M]: gradients of current and voltage, and what a late reset costs. spikes, earlier: those of all steps
+    and of the one before, for hard late resets."""
     zero = np.float32(0)
     h, error, total = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     grad_u, grad_v, cost = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
@@ -134,8 +135,9 @@ def backward(  # type: ignore[no-untyped-def]
             arriving, leaving = grad_spikes[t, start:stop], grad_current[t, start:stop]
             reached = membrane[t, start:stop]
             pre = reached
-            if skips and t > 0:
-                before, pre = spikes[t - 1, start:stop], deciding[:size]
+            if skips:
+                before = spikes[t - 1, start:stop] if t > 0 else earlier[start:stop]
+                pre = deciding[:size]
                 for i in range(size):
                     membrane_then = reached[i]
                     pre[i] = zero if before[i] > zero else membrane_then
@@ -171,7 +173,7 @@ def backward(  # type: ignore[no-untyped-def]
             if late:
                 for i in range(size):
                     cost[i] = grad_v[i] * (reached[i] if hard else threshold)
-            if skips and t > 0:
+            if skips:
                 for i in range(size):
                     passed = grad_v[i]
                     grad_v[i] = zero if before[i] > zero else passed

@@ -7,7 +7,7 @@ and a norm without its offset: both go into the voltage.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from base.errors import UserError
 from train.neurons import LIF
 from train.parts import with_names
+from train.scan import State
 from train.shapes import Shape
 from train.tracing import trace
 from train.wiring import INPUT, Stage, biased_by_input, unchanging, wire
@@ -85,13 +86,25 @@ class SpikingNetwork(nn.Module):
 
     def spikes(self, spikes: Tensor) -> dict[str, Tensor]:
         """Spikes of every population (a readout: its currents) by name, float [T, B, *shape], with their gradient."""
-        return {name: emitted for name, emitted, _ in self._run(spikes)}
+        return {name: emitted for name, emitted, _ in self._run(spikes, {})}
 
     def spikes_and_membranes(self, spikes: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """`spikes`, and the membranes of all LIF neurons before floor and reset, likewise."""
-        ran = list(self._run(spikes))
+        ran = list(self._run(spikes, {}))
         membranes = {name: membrane for name, _, membrane in ran if membrane is not None}
         return {name: emitted for name, emitted, _ in ran}, membranes
+
+    def at_rest(self, batch: int) -> dict[str, Tensor]:
+        """What LIF neurons go on from at the first step, by population."""
+        like, lifs = next(self.parameters()), [stage for stage in self.stages if isinstance(stage.neuron, LIF)]
+        return {stage.name: like.new_zeros(1, batch, *stage.output_shape) for stage in lifs}
+
+    def go_on(self, spikes: Tensor, before: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """`spikes` of neurons that go on from what earlier steps left, and what they leave, by population: see
+        `train.scan.State`."""
+        states = {name: State(neurons) for name, neurons in before.items()}
+        emitted = {name: out for name, out, _ in self._run(spikes, states)}
+        return emitted, {name: state.neurons for name, state in states.items()}
 
     @property
     def neurons(self) -> dict[str, LIF]:
@@ -113,7 +126,7 @@ class SpikingNetwork(nn.Module):
         """Spikes of every population by name, uint8 [T, B, *shape] (a readout: its currents, float), of input
         [T, B, *input_shape]."""
         spiking = {stage.name for stage in self.stages if stage.spiking}
-        return {name: out.to(torch.uint8) if name in spiking else out for name, out, _ in self._run(spikes)}
+        return {name: out.to(torch.uint8) if name in spiking else out for name, out, _ in self._run(spikes, {})}
 
     def read(self, spikes: Tensor) -> Tensor:
         """Input [T, B, *input_shape] of the weights' kind, and multiplied by the input's unit."""
@@ -138,11 +151,11 @@ class SpikingNetwork(nn.Module):
         """The stages as they run now."""
         return self.stages
 
-    def _run(self, spikes: Tensor) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    def _run(self, spikes: Tensor, states: Mapping[str, State]) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         changing = self.input_unit == 1 and not (self.input_is_bias or unchanging(spikes))
         signals = {INPUT: self._seen(spikes) if changing else self.read(spikes)}  # spikes may stay a byte each
         for index, stage in enumerate(self.prepared()):
-            signals[stage.name], membrane = stage.forward(signals)
+            signals[stage.name], membrane = stage.forward(signals, states.get(stage.name))
             yield stage.name, signals[stage.name], membrane
             wanted = {link.source for later in self.stages[index + 1 :] for link in later.links}
             signals = {name: signal for name, signal in signals.items() if name in wanted}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from base.errors import UserError, nearest
-from train.scan import Reset, after_reset, lif_scan
+from train.scan import Reset, State, after_reset, lif_scan
 from train.sparse import Product, conducted
 from train.surrogates import Backward
 from train.surrogates import surrogate as surrogate_of
@@ -196,10 +196,11 @@ class LIF(nn.Module):
         recurrent: Tensor | None,
         current_spread: float | None = None,
         synapse: Product | None = None,
+        state: State | None = None,
     ) -> tuple[Tensor, Tensor]:
         """`forward`'s spikes, and the membranes before floor and reset, likewise.
 
-        current_spread: the standard deviation that norms give the current; None without a norm. synapse: see
+        current_spread: the standard deviation that norms give the current; None without a norm. synapse, state: see
         `lif_scan`.
         """
         if self.k is not None:
@@ -217,6 +218,7 @@ class LIF(nn.Module):
             backward=self.backward(len(current), current_spread),
             recurrent=recurrent,
             synapse=synapse,
+            state=state,
         )
 
     def backward(self, steps: int, current_spread: float | None) -> Backward:

@@ -8,6 +8,8 @@ membranes are equal bit for bit; gradients differ in the last digits of h alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -41,6 +43,18 @@ class Neuron(NamedTuple):
         return self.hard and self.late
 
 
+@dataclass
+class State:
+    """What neurons go on from: of their current, voltage and spikes after some step those that they remember, [up to 3,
+    B, *shape]; zeros [1, B, *shape] at rest. A scan leaves here what they are like after its own steps.
+
+    Its gradient is no derivative but what the backward pass of later steps hands on to that of earlier ones: gradients
+    of current and voltage before they decay, and what a late reset costs.
+    """
+
+    neurons: Tensor
+
+
 class _Slope(NamedTuple):
     """A Backward in one call: its widths [T], what its mask keeps [T, M], and whether the width wants a gradient."""
 
@@ -58,7 +72,7 @@ class _Gradients(NamedTuple):
     width: Tensor | None
 
 
-Forward = Callable[[Tensor, Share, Neuron, Tensor | None], tuple[Tensor, Tensor]]
+Forward = Callable[..., tuple[Tensor, Tensor]]  # of current, bias, neuron, recurrent and perhaps a state
 
 
 def lif_scan(
@@ -74,6 +88,7 @@ def lif_scan(
     recurrent: Tensor | None = None,
     synapse: Product | None = None,
     forward: Forward | None = None,
+    state: State | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Spikes (0 or 1, in the current's dtype) of neurons that start from u = v = 0, and their membranes.
 
@@ -104,11 +119,18 @@ def lif_scan(
 
     forward: what computes the steps in another arithmetic, like `float_forward`; None for this one in floats. The
     backward pass is the same, on the membranes that it returns.
+
+    state: what the neurons start from instead, and where they leave what they end with: two scans that share one are
+    one scan, with its gradients but for those of alpha, beta and width.
     """
     constants = (threshold, *_kind(reset, floor))
     weight, geometry = synapse or (None, None)
     how = (backward, constants, geometry, forward or float_forward)
-    return _Scan.apply(current, bias, alpha, beta, recurrent, weight, backward.width, *how)
+    before = None if state is None else state.neurons
+    spikes, membrane, after = _Scan.apply(current, bias, alpha, beta, recurrent, weight, backward.width, before, *how)
+    if state is not None:
+        state.neurons = after
+    return spikes, membrane
 
 
 def after_reset(membrane: Tensor, *, threshold: float, reset: Reset, floor: bool) -> Tensor:
@@ -132,11 +154,12 @@ class _Scan(torch.autograd.Function):
         recurrent: Tensor | None,
         weight: Tensor | None,
         width: float | Tensor,
+        before: Tensor | None,
         backward: Backward,
         constants: tuple[float, bool, bool, bool],
         geometry: Geometry | None,
         forward: Forward,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)  # a membrane that nothing looks at costs nothing
         ctx.known = None
         if weight is not None:
@@ -147,34 +170,46 @@ class _Scan(torch.autograd.Function):
             flat = flat.clone()  # that of others is not overwritten
         neuron = Neuron(_flat(alpha, current), _flat(beta, current), *constants)
         drive = _flat(0.0 if bias is None else bias, current)
+        listens = recurrent is not None or neuron.skips
+        after = earlier = None
+        ctx.remembered = _remembered(neuron, recurrent)
+        if before is not None:
+            after = flat.new_zeros(3, flat.shape[1])
+            after[ctx.remembered] = _rows(before, _channels_last(current))
+            earlier = after[2].clone() if listens else None
+            forward = partial(forward, state=after)
         spikes, membrane = forward(flat, drive, neuron, recurrent)
         kept = backward.draw(flat.shape) if any(ctx.needs_input_grad) else None
         kept = None if kept is None else kept.to(current.device)
-        heard = spikes if recurrent is not None or neuron.skips else None
-        ctx.save_for_backward(membrane, kept, recurrent, heard, maps, weight)
+        heard = spikes if listens else None
+        ctx.save_for_backward(membrane, kept, recurrent, heard, earlier, maps, weight)
         ctx.known = ctx.known and ctx.known._replace(maps=None)
         ctx.neuron, ctx.drive, ctx.width, ctx.how = neuron, drive, width, backward
         ctx.geometry, ctx.shape, ctx.last = geometry, current.shape, _channels_last(current)
         ctx.shapes = [x.shape if isinstance(x, Tensor) else None for x in (bias, alpha, beta)]
-        decided = _deciding(membrane, neuron, spikes)
-        return _unrolled(spikes, ctx.shape, ctx.last), _unrolled(decided, ctx.shape, ctx.last)
+        decided = _deciding(membrane, neuron, spikes, earlier)
+        left = None if after is None else _unrolled(after[ctx.remembered].clone(), ctx.shape, ctx.last)
+        return _unrolled(spikes, ctx.shape, ctx.last), _unrolled(decided, ctx.shape, ctx.last), left
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        membrane, kept, recurrent, heard, maps, weight = ctx.saved_tensors
+        membrane, kept, recurrent, heard, earlier, maps, weight = ctx.saved_tensors
         neuron, needed = ctx.neuron, ctx.needs_input_grad
         widths = torch.as_tensor(ctx.width, dtype=membrane.dtype, device=membrane.device).expand(len(membrane))
         slope = _Slope(ctx.how, widths, kept, learned=needed[6])
-        grad_spikes, grad_membrane = (None if grad is None else _rows(grad, ctx.last) for grad in grads)
+        grad_spikes, grad_membrane, handed = (None if grad is None else _rows(grad, ctx.last) for grad in grads)
         if grad_spikes is None:
             grad_spikes = torch.zeros_like(membrane)
         run = fused_backward if fusible(membrane) else plain_backward
-        found = run(grad_spikes, grad_membrane, membrane, neuron, slope, recurrent, heard)
+        state = membrane.new_zeros(3, membrane.shape[1])
+        if handed is not None:
+            state[ctx.remembered] = handed
+        found = run(grad_spikes, grad_membrane, membrane, neuron, slope, recurrent, heard, earlier, state)
         shares: tuple[Tensor | None, Tensor | None] = (None, None)
         if any(needed[2:4]):
             shares = share_gradients(found.current, membrane, ctx.drive, neuron, heard)
         back = [
-            _unrolled(grad[None], (1, *ctx.shape[1:]), ctx.last)[0].sum_to_size(shape)
+            _unrolled(grad[None], ctx.shape, ctx.last)[0].sum_to_size(shape)
             if grad is not None and shape is not None
             else None
             for grad, shape in zip((found.bias, *shares), ctx.shapes, strict=True)
@@ -186,12 +221,22 @@ class _Scan(torch.autograd.Function):
         if recurrent is not None:
             neurons = len(recurrent)
             grad_recurrent = found.current[1:].reshape(-1, neurons).T @ heard[:-1].reshape(-1, neurons)
+            if earlier is not None:
+                grad_recurrent += found.current[0].view(-1, neurons).T @ earlier.view(-1, neurons)
         if weight is not None:
             known = ctx.known._replace(maps=maps)
             grad_reached, grad_weight = sparse.gradients(
                 grad_current, weight, ctx.geometry, known, needed[0], needed[5]
             )
-        return grad_reached, *back, grad_recurrent, grad_weight, found.width, None, None, None, None
+        grad_before = _unrolled(state[ctx.remembered].clone(), ctx.shape, ctx.last) if needed[7] else None
+        return grad_reached, *back, grad_recurrent, grad_weight, found.width, grad_before, None, None, None, None
+
+
+def _remembered(neuron: Neuron, recurrent: Tensor | None) -> slice:
+    """Which of current, voltage and spikes, and of what `State` hands on in their place, later steps look at."""
+    heard = recurrent is not None
+    current = heard or isinstance(neuron.alpha, Tensor) or neuron.alpha != 0
+    return slice(0 if current else 1, 3 if heard or neuron.late else 2)
 
 
 def _channels_last(current: Tensor) -> bool:
@@ -206,11 +251,11 @@ def _rows(values: Tensor, last: bool | None = None) -> Tensor:
 
 
 def _unrolled(rows: Tensor, shape: tuple[int, ...], last: bool) -> Tensor:
-    """What `_rows` made of values of that shape, as they were."""
+    """What `_rows` made of values of that shape, or of more or fewer steps of them, as they were."""
+    _, batch, channels, *side = shape
     if not last:
-        return rows.view(shape)
-    steps, batch, channels, *side = shape
-    return rows.view(steps, batch, *side, channels).movedim(-1, 2)
+        return rows.view(-1, batch, channels, *side)
+    return rows.view(-1, batch, *side, channels).movedim(-1, 2)
 
 
 def _flat(values: Share, current: Tensor) -> Share:
@@ -247,19 +292,24 @@ def _after_reset(membrane: Tensor, neuron: Neuron) -> Tensor:
     return torch.where(membrane > neuron.threshold, 0.0 if neuron.hard else v - neuron.threshold, v)
 
 
-def _deciding(membrane: Tensor, neuron: Neuron, spikes: Tensor | None) -> Tensor:
-    """The membranes [T, M] that decide the spikes: a hard late reset puts 0 where there was a spike a step before."""
+def _deciding(membrane: Tensor, neuron: Neuron, spikes: Tensor | None, earlier: Tensor | None = None) -> Tensor:
+    """The membranes [T, M] that decide the spikes: a hard late reset puts 0 where there was a spike a step before;
+    earlier: spikes [M] of the step before all."""
     if not neuron.skips:
         return membrane
     assert spikes is not None
     deciding = membrane.clone()
     deciding[1:][spikes[:-1] > 0] = 0
+    if earlier is not None:
+        deciding[0][earlier > 0] = 0
     return deciding
 
 
-def float_forward(current: Tensor, bias: Share, neuron: Neuron, recurrent: Tensor | None) -> tuple[Tensor, Tensor]:
+def float_forward(
+    current: Tensor, bias: Share, neuron: Neuron, recurrent: Tensor | None, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """`plain_forward`, compiled where that is possible."""
-    return (fused_forward if fusible(current) else plain_forward)(current, bias, neuron, recurrent)
+    return (fused_forward if fusible(current) else plain_forward)(current, bias, neuron, recurrent, state=state)
 
 
 def heard_from(spikes: Tensor, recurrent: Tensor) -> Tensor:
@@ -268,19 +318,20 @@ def heard_from(spikes: Tensor, recurrent: Tensor) -> Tensor:
 
 
 def plain_forward(
-    current: Tensor, bias: Share, neuron: Neuron, recurrent: Tensor | None = None
+    current: Tensor, bias: Share, neuron: Neuron, recurrent: Tensor | None = None, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Spikes, and membranes before floor and reset, [T, M] each, of current [T, M] and a bias; on any device.
 
     Those are the membranes that decide, but for what a hard late reset puts to 0: there the backward pass needs them.
-    With `recurrent` [N, N] the M neurons are M / N samples of a population of N.
+    With `recurrent` [N, N] the M neurons are M / N samples of a population of N. state [3, M]: what they start from
+    instead of rest, left as it is after these steps.
     """
     spikes, membranes = torch.empty_like(current), torch.empty_like(current)
-    u = v = torch.zeros_like(current[0])
-    fired = torch.zeros_like(u, dtype=torch.bool)
+    u, v, before = current.new_zeros(3, current.shape[1]) if state is None else state
+    fired = before > 0
     for t, arriving in enumerate(current):
-        if recurrent is not None and t > 0:
-            arriving = arriving + heard_from(spikes[t - 1], recurrent)
+        if recurrent is not None and (t > 0 or state is not None):
+            arriving = arriving + heard_from(spikes[t - 1] if t > 0 else before, recurrent)
         u = neuron.alpha * u + arriving
         v = neuron.beta * v + u + bias
         if neuron.late and not neuron.hard:
@@ -291,6 +342,8 @@ def plain_forward(
         fired = v > neuron.threshold
         spikes[t] = fired
         v = _after_reset(v, neuron)
+    if state is not None:
+        state.copy_(torch.stack([u, v, spikes[-1]]))
     return spikes, membranes
 
 
@@ -302,22 +355,26 @@ def plain_backward(
     slope: _Slope,
     recurrent: Tensor | None = None,
     spikes: Tensor | None = None,
+    earlier: Tensor | None = None,
+    state: Tensor | None = None,
 ) -> _Gradients:
     """From gradients [T, M] of spikes and, if there are any, of the membranes that decide; on any device.
 
-    spikes: [T, M], what the forward pass returned, for hard late resets and otherwise not looked at.
+    spikes: [T, M], what the forward pass returned, for hard late resets and otherwise not looked at; earlier [M]: those
+    of the step before, if there was one. state [3, M]: what later steps hand on, left as these steps do (see `State`).
     """
-    reached, membrane = membrane, _deciding(membrane, neuron, spikes)
+    reached, membrane = membrane, _deciding(membrane, neuron, spikes, earlier)
     how, distance = slope.backward, membrane - neuron.threshold
     h = how.slope(membrane, neuron.threshold, slope.widths, slope.kept)
     grad_current, error = torch.empty_like(membrane), torch.empty_like(membrane)
-    grad_u = grad_v = grad_bias = late_cost = torch.zeros_like(membrane[0])
+    grad_bias = torch.zeros_like(membrane[0])
+    grad_u, grad_v, late_cost = torch.zeros_like(membrane[:1]).expand(3, -1) if state is None else state
     for t in reversed(range(len(membrane))):
         after_reset = neuron.beta * grad_v
         floored = membrane[t].clamp(min=0) if neuron.floor else membrane[t]
         error[t] = grad_spikes[t]
-        if recurrent is not None and t + 1 < len(membrane):
-            error[t] += heard_from(grad_current[t + 1], recurrent.T)
+        if recurrent is not None:
+            error[t] += heard_from(grad_u, recurrent.T)
         if not how.detach_reset:
             now = after_reset * (floored if neuron.hard else neuron.threshold)
             error[t] -= late_cost if neuron.late else now
@@ -330,9 +387,13 @@ def plain_backward(
         late_cost = grad_v * (reached[t] if neuron.hard else neuron.threshold)
         if neuron.skips and t > 0:
             grad_v = torch.where(membrane[t - 1] > neuron.threshold, 0.0, grad_v)
+        elif neuron.skips and earlier is not None:
+            grad_v = torch.where(earlier > 0, 0.0, grad_v)
         grad_u = grad_v + neuron.alpha * grad_u
         grad_bias = grad_bias + grad_v
         grad_current[t] = grad_u
+    if state is not None:
+        state.copy_(torch.stack([grad_u, grad_v, late_cost]))
     grad_width = -(error * h * distance).mean() / slope.widths[0] if slope.learned else None
     return _Gradients(grad_current, grad_bias, grad_width)
 
@@ -345,6 +406,7 @@ def fused_forward(
     kernel: Callable[..., None] = kernels.forward,
     heard: Callable[[Tensor, Tensor], Tensor] = heard_from,
     precision: type = np.float32,
+    state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`plain_forward` in one pass over memory, contiguous float32 on the CPU; the membranes overwrite the current.
 
@@ -352,16 +414,20 @@ def fused_forward(
     """
     steps, neurons = current.shape
     spikes = torch.empty_like(current)
-    state: np.ndarray = np.zeros((2, neurons), precision)
-    arrays = (current.numpy(), _array(bias), spikes.numpy(), state)
+    kept: np.ndarray = np.zeros((2, neurons), precision) if state is None else state.numpy()
+    arrays = (current.numpy(), _array(bias), spikes.numpy(), kept)
     constants = (_array(neuron.alpha), _array(neuron.beta), np.float32(neuron.threshold), *neuron[3:])
     if recurrent is None:
         in_parts(kernel, neurons, current.numel(), 0, steps, *arrays, *constants)
-        return spikes, current
-    for t in range(steps):
-        if t > 0:
-            current[t] += heard(spikes[t - 1], recurrent)
-        in_parts(kernel, neurons, neurons, t, t + 1, *arrays, *constants)
+    else:
+        for t in range(steps):
+            if t > 0:
+                current[t] += heard(spikes[t - 1], recurrent)
+            elif state is not None:
+                current[t] += heard(state[2], recurrent)
+            in_parts(kernel, neurons, neurons, t, t + 1, *arrays, *constants)
+    if state is not None:
+        state[2] = spikes[-1]
     return spikes, current
 
 
@@ -373,25 +439,30 @@ def fused_backward(
     slope: _Slope,
     recurrent: Tensor | None = None,
     spikes: Tensor | None = None,
+    earlier: Tensor | None = None,
+    state: Tensor | None = None,
 ) -> _Gradients:
     """`plain_backward` in one pass over memory, h computed on the way; float32 on the CPU."""
     how, (steps, neurons) = slope.backward, membrane.shape
     grad_spikes = grad_spikes.contiguous() if recurrent is None else grad_spikes.clone()
     grad_current, grad_bias = torch.empty_like(membrane), membrane.new_zeros(neurons)
     moment = torch.zeros_like(grad_bias) if slope.learned else torch.empty(0)
+    if state is None:
+        state = membrane.new_zeros(3, neurons)
     absent = torch.empty(0, 0)
     extra, heard = (absent if x is None else x for x in (grad_membrane, spikes))
     kept = absent.bool() if slope.kept is None else slope.kept
-    arrays = [_array(x) for x in (grad_spikes, extra, membrane, slope.widths, kept, heard)]
-    arrays += [_array(x) for x in (grad_current, grad_bias, moment)] + [np.zeros((3, neurons), np.float32)]
+    if earlier is None:
+        earlier = membrane.new_zeros(neurons if neuron.skips else 0)
+    arrays = [_array(x) for x in (grad_spikes, extra, membrane, slope.widths, kept, heard, earlier)]
+    arrays += [x.numpy() for x in (grad_current, grad_bias, moment, state)]
     constants = (_array(neuron.alpha), _array(neuron.beta), np.float32(neuron.threshold), *neuron[3:])
     flags = (list(SURROGATES).index(how.shape), np.float32(how.gain), how.detach_reset, how.dead_below_zero)
     if recurrent is None:
         in_parts(kernels.backward, neurons, membrane.numel(), 0, steps, *arrays, *constants, *flags)
     else:
         for t in reversed(range(steps)):
-            if t + 1 < steps:
-                grad_spikes[t] += heard_from(grad_current[t + 1], recurrent.T)
+            grad_spikes[t] += heard_from(state[0], recurrent.T)
             in_parts(kernels.backward, neurons, neurons, t, t + 1, *arrays, *constants, *flags)
     grad_width = -moment.sum() / (slope.widths[0] * membrane.numel()) if slope.learned else None
     return _Gradients(grad_current, grad_bias, grad_width)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from base.errors import UserError
 from base.files import write_text
-from train import conversion, online
+from train import conversion, online, recompute
 from train.checkpoint import Metrics, identity_of, resume, save_state, save_weights
 from train.conversion import AnalogNetwork, convert
 from train.datasets import Dataset, Samples
@@ -30,7 +30,7 @@ from train.network import SpikingNetwork
 from train.objectives import predict
 from train.time_weights import FIRST_EPOCH, followed, right_by_step, weighted
 from train.training import Training, TrainingSettings
-from train.updates import by_backpropagation, optimizer_of, step_by_step
+from train.updates import optimizer_of, update_of
 
 EVALUATION_BATCH = 256
 CALIBRATION_SAMPLES = 512  # of the training part, by which a ReLU network is converted and weights are clipped
@@ -141,6 +141,8 @@ def check(network: SpikingNetwork, training: Training) -> None:
     """Raises UserError for a network that cannot be trained so."""
     if training.online:
         online.check(network)
+    if training.recompute:
+        recompute.check(network)
     if training.pda and not network.neurons:
         raise UserError(
             f"pda = {training.pda} in a network without LIF neurons: it acts on their membranes; set pda = 0"
@@ -238,6 +240,7 @@ def _epoch(
     seen, correct, total_loss = 0, 0, 0.0
     right = torch.zeros(encoding.steps, dtype=torch.int64, device=device)
     network.train()
+    update = update_of(training)
     fired = dict.fromkeys((stage.name for stage in network.stages if stage.spiking), 0.0)
     for batch, start in enumerate(starts, 1):
         done = (epoch - 1 + batch / len(starts)) / training.epochs
@@ -246,18 +249,15 @@ def _epoch(
         chosen = order[start : start + training.batch_size]
         spikes = encode(samples.values[chosen], chosen, encoding, epoch)
         labels = torch.from_numpy(samples.labels[chosen]).to(device)
-        update = step_by_step if training.online else by_backpropagation
-        objective, emitted = update(network, optimizer, spikes, labels, training, (training.seed, epoch, batch))
+        objective, output, means = update(network, optimizer, spikes, labels, training, (training.seed, epoch, batch))
 
-        output = emitted[network.stages[-1].name]
-        answer = weighted(output, network.time_weights)
         seen += len(chosen)
-        correct += int((predict(answer.detach()) == labels).sum())
+        correct += int((predict(weighted(output, network.time_weights)) == labels).sum())
         if network.time_weights is not None:
-            right += right_by_step(output.detach(), labels)
+            right += right_by_step(output, labels)
         total_loss += objective.item() * len(chosen)
         for name in fired:
-            fired[name] += emitted[name].detach().mean().item() * len(chosen)
+            fired[name] += means[name].item() * len(chosen)
         if progress is not None:
             progress(
                 {

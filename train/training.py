@@ -20,6 +20,7 @@ class TrainingSettings:
     of the mean squared error in its loss, the rest being cross entropy. input_trace: `online.step` tells.
     relu_epochs: for how many epochs the parts are trained with ReLU in place of neurons first, then converted
     (`train/conversion.py`). With epochs = 0 that is all.
+    recompute: whether the steps are computed again for the backward pass (`train/recompute.py`), in less memory.
     aware_epochs: for how many epochs training goes on with the forward pass of the integers (`quantize/aware.py`), the
     learning rate falling along a cosine of its own from `aware_learning_rate`.
     """
@@ -33,6 +34,7 @@ class TrainingSettings:
     online: str = ""
     mse_share: float = 0.0
     input_trace: bool = True
+    recompute: bool = False
     relu_epochs: int = 0
     aware_epochs: int = 0
     aware_learning_rate: float = 1e-3
@@ -80,6 +82,12 @@ class Training(TrainingSettings):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(
                     f"training with {name} = {getattr(self, name)}: must be 0, for none, or above; {usual} is usual"
+                )
+        for name, given in (("online", self.online), ("pda", self.pda), ("aware_epochs", self.aware_epochs)):
+            if self.recompute and given:
+                raise UserError(
+                    f"recompute = true with {name} = {given!r}: only backpropagation of floats without a penalty on "
+                    "membranes goes on from a step before; set one of the two"
                 )
         if self.online and self.aware_epochs:
             raise UserError(

@@ -1,13 +1,18 @@
-"""How one batch changes the weights: by backpropagation through time, or online, step by step."""
+"""How one batch changes the weights: by backpropagation through time, or online, step by step.
+
+Every way returns the loss, what the output emitted, [T, B, C] (online the mean over time, [1, B, C]), and by population
+the mean of what it emitted, a scalar: what the populations emitted is gone before the backward pass asks for memory.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from train import online
+from train import online, recompute
 from train.modes import dropping_out
 from train.network import SpikingNetwork
 from train.objectives import loss, loss_of_step, pda
@@ -15,6 +20,8 @@ from train.time_weights import weighted
 from train.training import Training
 
 WIDTH_RATE = 0.1  # of the learning rate, for learned widths
+
+Learnt = tuple[Tensor, Tensor, dict[str, Tensor]]
 
 
 def optimizer_of(network: SpikingNetwork, training: Training) -> torch.optim.AdamW:
@@ -39,19 +46,40 @@ def by_backpropagation(
     labels: Tensor,
     training: Training,
     masks: tuple[int, ...],
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Learn one batch by backpropagation through time: its loss, and what every population emitted, [T, B, *shape]."""
+) -> Learnt:
+    """Learn one batch by backpropagation through time."""
     with dropping_out(*masks):
         emitted, membranes = network.spikes_and_membranes(spikes) if training.pda else (network.spikes(spikes), {})
-    answer = weighted(emitted[network.stages[-1].name], network.time_weights)
-    objective = loss(answer, labels, network.stages[-1].spiking)
+    output, means = emitted[network.stages[-1].name], _means(emitted)
+    del emitted
+    objective = loss(weighted(output, network.time_weights), labels, network.stages[-1].spiking)
     if training.pda:
         objective = objective + training.pda * _shift(network, membranes)
     optimizer.zero_grad()
     objective.backward()
     optimizer.step()
     network.keep_in_range()
-    return objective, emitted
+    return objective.detach(), output.detach(), means
+
+
+def by_recomputation(
+    network: SpikingNetwork,
+    optimizer: torch.optim.AdamW,
+    spikes: Tensor,
+    labels: Tensor,
+    training: Training,
+    masks: tuple[int, ...],
+) -> Learnt:
+    """`by_backpropagation` in less memory, see `train/recompute.py`."""
+
+    def loss_of(output: Tensor) -> Tensor:
+        return loss(weighted(output, network.time_weights), labels, network.stages[-1].spiking)
+
+    optimizer.zero_grad()
+    learnt = recompute.backpropagate(network, spikes, loss_of, masks)
+    optimizer.step()
+    network.keep_in_range()
+    return learnt
 
 
 def step_by_step(
@@ -61,7 +89,7 @@ def step_by_step(
     labels: Tensor,
     training: Training,
     masks: tuple[int, ...],
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> Learnt:
     """The same by OTTT, with only the mean over time of what was emitted, [1, B, *shape], kept."""
     steps, output, state = len(spikes), network.stages[-1], online.State()
     objective = torch.zeros(())
@@ -81,7 +109,18 @@ def step_by_step(
     if training.online == "a":
         optimizer.step()
         network.keep_in_range()
-    return objective, emitted
+    return objective, emitted[output.name], _means(emitted)
+
+
+def update_of(training: Training) -> Callable[..., Learnt]:
+    """The way in which that training learns a batch."""
+    if training.online:
+        return step_by_step
+    return by_recomputation if training.recompute else by_backpropagation
+
+
+def _means(emitted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: out.detach().mean() for name, out in emitted.items()}
 
 
 def _shift(network: SpikingNetwork, membranes: dict[str, Tensor]) -> Tensor:

@@ -28,6 +28,7 @@ from train.parts import (
     running_affine,
     spread,
 )
+from train.scan import State
 from train.shapes import Shape, shape_after
 from train.sparse import Geometry, Product, conducted
 
@@ -184,16 +185,16 @@ class Stage:
         spreads = [spread(link.norm) for link in self.links if isinstance(link.norm, Norm)]
         return math.sqrt(sum(max(each, 0.0) ** 2 for each in spreads)) if spreads else None
 
-    def forward(self, spikes: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def forward(self, spikes: Mapping[str, Tensor], state: State | None = None) -> tuple[Tensor, Tensor | None]:
         """Spikes (a readout: currents) [T, B, *output_shape] of the spikes [T, B, ...] of every source, and the
-        membranes of LIF neurons."""
+        membranes of LIF neurons. state: what these go on from, see `lif_scan`."""
         (link, *others), neuron = self.links, self.neuron
         if isinstance(neuron, LIF) and link.multiplies and not (others or self.input_is_bias):
             arriving = spikes[link.source]
             if not unchanging(arriving):
                 synapse = Product(link.standardised(link.synapse.get_parameter("weight")), link.geometry)
                 maps, bias = link.pooled(arriving), link.bias
-                return neuron.scan(maps, bias, self.recurrent, self.current_spread, synapse)
+                return neuron.scan(maps, bias, self.recurrent, self.current_spread, synapse, state)
         current, bias = added(link.forward(spikes[link.source]) for link in self.links)
         if self.neuron is None:
             return current, None
@@ -202,9 +203,13 @@ class Stage:
         if self.input_is_bias:
             # A bias belongs to a neuron, so each sample's neurons are neurons of their own: one sample of [B, *shape].
             loaded = current[0] if bias is None else current[0] + bias
-            found = self.neuron.scan(torch.zeros_like(current).unsqueeze(1), loaded, None, self.current_spread)
+            alone = None if state is None else State(state.neurons.unsqueeze(1))
+            silence = torch.zeros_like(current).unsqueeze(1)
+            found = self.neuron.scan(silence, loaded, None, self.current_spread, state=alone)
+            if state is not None and alone is not None:
+                state.neurons = alone.neurons.squeeze(1)
             return found[0].squeeze(1), found[1].squeeze(1)
-        return self.neuron.scan(current, bias, self.recurrent, self.current_spread)
+        return self.neuron.scan(current, bias, self.recurrent, self.current_spread, state=state)
 
 
 def added(arriving: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
