@@ -106,13 +106,15 @@ def rounded(weight: np.ndarray, step: Step, bits: Bits, lacking: int) -> Rounded
 @njit(cache=True)
 def _round_rows(rows, scale, least, most, unit, sign_alone, mantissas, sums):  # type: ignore[no-untyped-def]
     for row in range(len(rows)):
-        for place in range(rows.shape[1]):
-            value = rows[row, place]
-            level = np.sign(value) if sign_alone else min(max(np.rint(value * scale[row]), least), most)
-            mantissa = np.int64(level) * unit
-            mantissas[row, place] = mantissa
-            sums[0, row] += max(-mantissa, 0)
-            sums[1, row] += max(mantissa, 0)
+        values, found, own = rows[row], mantissas[row], scale[row]
+        for i in range(len(values)):
+            level = np.sign(values[i]) if sign_alone else min(max(np.rint(values[i] * own), least), most)
+            found[i] = np.int32(level) * unit
+        negative = positive = 0
+        for mantissa in found:
+            negative += max(-mantissa, 0)
+            positive += max(mantissa, 0)
+        sums[0, row], sums[1, row] = negative, positive
 
 
 def over_rows(values: np.ndarray, weight: np.ndarray) -> np.ndarray:

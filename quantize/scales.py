@@ -208,7 +208,7 @@ def _on(
 ) -> Quantized:
     """The layer on those grids."""
     scale = np.asarray(grids[0].scale * 2.0 ** grids[0].exponent)  # the same by every connection
-    if (scale == scale.flat[0]).all():
+    if scale.ndim and (scale == scale.flat[0]).all():
         scale = np.asarray(scale.flat[0])  # stock neurons hold one threshold
     bias_mant, bias_exp = _bias(np.rint(STATE_UNIT * scale * layer.bias).astype(np.int64), precision.bias_exponents[0])
     population = _population(layer, decays, np.asarray(np.rint(scale * layer.threshold), np.int64), bias_mant, bias_exp)
@@ -395,6 +395,7 @@ def _largest(layer: FoldedLayer) -> float:
 
 def _bias(bias: np.ndarray, exponent: int) -> tuple[np.ndarray, int]:
     """Mantissas and the smallest common exponent, from that one on, for a bias in state units."""
-    while np.abs(np.rint(bias / 2**exponent)).max() > BIAS_MANTISSA_MAX:
+    largest = int(np.abs(bias).max())
+    while round(largest / 2**exponent) > BIAS_MANTISSA_MAX:
         exponent += 1
     return np.rint(bias / 2**exponent).astype(np.int64), exponent
