@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,6 +116,15 @@ class AwareNetwork(SpikingNetwork):
         return repr(self.precision)
 
 
+class Reaching(NamedTuple):
+    """What reaches the synapse of a link, [T, B, ...], or once of what never changes; its weights as integers; and its
+    bias, not yet rounded, if it has one."""
+
+    maps: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class _IntegerStage(Stage):
     """A stage and what quantization made of it, with as many bits for each weight. clips: see SpikingNetwork."""
@@ -132,21 +141,22 @@ class _IntegerStage(Stage):
         if recurrent is not None:
             recurrent = self._on_grid(self._scaled(recurrent), -1, self.integers.grids[-1].weight)
         reaching = [self._reaching(place, spikes[link.source]) for place, link in enumerate(self.links)]
-        bias = sum((bias for *_, bias in reaching[1:]), start=reaching[0][2])
-        bias = _rounded_to(bias, population.bias / STATE_UNIT)
-        scale, threshold = float(self.integers.scale.max()), float(population.threshold_mant.max())
+        biases = [bias for *_, bias in reaching if bias is not None]
+        bias = _rounded_to(sum(biases[1:], start=biases[0]), population.bias / STATE_UNIT) if biases else None
         if not isinstance(neuron, LIF):
-            return (self._activation(reaching, spikes) + bias) / scale, None
+            currents = self._activation(reaching, spikes)
+            return (currents if bias is None else currents + bias) / self._largest_scale, None
+        threshold = float(population.threshold_mant.max())
         (maps, weight, _), (link, *others) = reaching[0], self.links
         steps, forward, synapse = len(spikes[link.source]), integer_forward, None
         how = neuron.backward(steps, self.current_spread)
         if population.threshold_mant.ndim:
             # The scan has one threshold, so each neuron's units are stretched until its own is that one.
-            own = torch.from_numpy(population.threshold_mant.astype(np.float32)).to(bias)
+            own = torch.from_numpy(population.threshold_mant.astype(np.float32)).to(reaching[0][1])
             forward = partial(integer_forward, own=Own(own.expand(population.shape).flatten(), recurrent))
             stretch = threshold / own
             arriving = (self._activation(reaching, spikes) * stretch).contiguous()  # in the order of the thresholds
-            bias = bias * stretch
+            bias = None if bias is None else bias * stretch
             recurrent = None if recurrent is None else recurrent * stretch.unsqueeze(1)
         elif others or isinstance(link.synapse, Skip) or len(maps) < steps or isinstance(link.norm, Norm):
             arriving = self._activation(reaching, spikes)
@@ -155,40 +165,50 @@ class _IntegerStage(Stage):
         emitted, membrane = lif_scan(
             arriving,
             bias,
-            alpha=_rounded_to(neuron.alpha, population.alpha),
-            beta=_rounded_to(neuron.beta, population.beta),
+            alpha=_rounded_share(neuron.alpha, population.alpha),
+            beta=_rounded_share(neuron.beta, population.beta),
             threshold=threshold,
             reset=neuron.reset,
             floor=neuron.floor,
-            backward=replace(how, width=scale * how.width),
+            backward=replace(how, width=self._largest_scale * how.width),
             recurrent=recurrent,
             synapse=synapse,
             forward=forward,
         )
-        return emitted, membrane / scale
+        return emitted, membrane
+
+    def in_floats(self, membrane: Tensor) -> Tensor:
+        return membrane / self._largest_scale
+
+    @property
+    def _largest_scale(self) -> float:
+        return float(self.integers.scale.max())
 
     def _scaled(self, values: Tensor) -> Tensor:
         """Floats [O, ...] in units of activation, KLIF's k included."""
         return over_channels(self._gain, values.dim()) * values
 
+    @cached_property
+    def _scale(self) -> Tensor:
+        """From floats to activations, [1] or [O], in the weights' precision."""
+        return torch.from_numpy(self.integers.scale.reshape(-1)).to(self.links[0].synapse.get_parameter("weight"))
+
     @property
     def _gain(self) -> Tensor:
         """What floats are multiplied by on their way to activations, [1] or [O]."""
-        scale = torch.from_numpy(self.integers.scale.reshape(-1)).to(self.links[0].synapse.get_parameter("weight"))
         k = self.neuron.k if isinstance(self.neuron, LIF) else None
-        return scale if k is None else scale * k
+        return self._scale if k is None else self._scale * k
 
-    def _reaching(self, place: int, spikes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the link of that place: what reaches its synapse, [T, B, ...], of spikes [T, B, *source], or once of what
-        never changes; its weights as integers; and its bias, not yet rounded."""
+    def _reaching(self, place: int, spikes: Tensor) -> Reaching:
+        """Of the link of that place, and of spikes [T, B, *source]."""
         link = self.links[place]
         weight, bias = self._folded(link)
         weight = self._on_grid(weight, place, unfolded(link, self.integers.grids[place].weight))
         summing = tuple(SumPool2d(part.kernel_size) if isinstance(part, nn.AvgPool2d) else part for part in link.before)
         maps = replace(link, before=summing).pooled(spikes[:1] if unchanging(spikes) else spikes)
-        return maps, weight, over_channels(bias, len(self.output_shape))
+        return Reaching(maps, weight, None if bias is None else over_channels(bias, len(self.output_shape)))
 
-    def _activation(self, reaching: list[tuple[Tensor, Tensor, Tensor]], spikes: Mapping[str, Tensor]) -> Tensor:
+    def _activation(self, reaching: list[Reaching], spikes: Mapping[str, Tensor]) -> Tensor:
         """The sum of all links' activations, [T, B, *shape], each rounded down by itself and shown to its norm."""
         arriving = []
         for link, (maps, weight, _) in zip(self.links, reaching, strict=True):
@@ -210,17 +230,16 @@ class _IntegerStage(Stage):
         mean = torch.where(unit == 0, mean, of_integers)
         remember(norm, mean, variance, unrounded.numel() // len(mean))
 
-    def _folded(self, link: Link) -> tuple[Tensor, Tensor]:
+    def _folded(self, link: Link) -> tuple[Tensor, Tensor | None]:
         """Weights in the shape of the link's synapse, and bias [O], in units of activation: what was rounded, for its
         gradient. A window's share of `fold` is in the weights; its spikes are summed."""
         weight = link.standardised(link.synapse.get_parameter("weight"))
         bias = getattr(link.synapse, "bias", None)
-        bias = weight.new_zeros(len(weight)) if bias is None else bias
         gain = self._gain * self._share(link)
         if isinstance(link.norm, Norm):
             of_norm, offset = running_affine(link.norm)
-            gain, bias = gain * of_norm, offset + of_norm * bias
-        return over_channels(gain, weight.dim()) * weight, self._scaled(bias)
+            gain, bias = gain * of_norm, offset if bias is None else offset + of_norm * bias
+        return over_channels(gain, weight.dim()) * weight, None if bias is None else self._scaled(bias)
 
     def _share(self, link: Link) -> float:
         """What one unit of a source, its payload or a spike of a window, is to the synapse in floats."""
@@ -234,17 +253,20 @@ class _IntegerStage(Stage):
         rounding passes the weights' straight through (LSQ, Esser et al., arXiv 1902.08153): of a weight w on level q,
         q - w / step, and of a clipped one the level, which the weight itself then learns nothing of.
         """
-        integers = torch.from_numpy(np.ascontiguousarray(mantissas)).to(scaled)
-        integers *= 2.0 ** self.integers.grids[place].exponent
+        unit = 2.0 ** self.integers.grids[place].exponent
+        integers = torch.from_numpy(np.multiply(mantissas, unit, dtype=np.float32, order="C")).to(scaled)
         if self.clips is None or not self.clips.requires_grad:
             return _Straight.apply(scaled, integers)
-        scale = torch.from_numpy(self.integers.scale).to(scaled)
-        return _LearnedClip.apply(scaled, integers, self.clips[place], scale, self.bits)
+        clip = self.clips[place]
+        return _LearnedClip.apply(scaled, integers, clip, self._scale if clip.dim() else self._scale[0], self.bits)
 
 
-def _rounded_to(scaled: float | Tensor, integers: np.ndarray) -> Tensor:
+def _rounded_share(share: Share, rounded: np.ndarray) -> Share:
+    return _rounded_to(share, rounded) if isinstance(share, Tensor) else float(rounded)
+
+
+def _rounded_to(scaled: Tensor, integers: np.ndarray) -> Tensor:
     """The integers, or their multiples of a power of two, with the gradient of what they were rounded from."""
-    scaled = torch.as_tensor(scaled)
     return _Straight.apply(scaled, torch.from_numpy(np.asarray(integers, np.float32)).to(scaled).expand(scaled.shape))
 
 

@@ -7,6 +7,7 @@ population of its own. A folded population fires the spikes of the one it came f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,13 +26,13 @@ from train.wiring import INPUT, Link, Norm, Stage
 
 def fold(network: SpikingNetwork) -> tuple[FoldedLayer, ...]:
     """The network's populations, each folded. Raises UserError for weights that are not finite."""
-    layers = tuple(_fold_stage(stage) for stage in network.stages)
-    for layer in layers:
-        for connection in layer.connections:
-            if connection.source == INPUT:
-                connection.weight[...] *= 1 / (2**network.payload_bits - 1)
-    if network.clips is not None:
-        layers = tuple(_clipped(layer, network.clips) for layer in layers)
+    clips: Mapping[str, Tensor] = {} if network.clips is None else dict(network.clips.items())
+    layers = tuple(_fold_stage(stage, clips.get(stage.name)) for stage in network.stages)
+    if network.payload_bits > 1:
+        for layer in layers:
+            for connection in layer.connections:
+                if connection.source == INPUT:
+                    connection.weight[...] *= 1 / (2**network.payload_bits - 1)
     if network.time_weights is None:
         return layers
     *others, output = layers
@@ -71,20 +72,20 @@ def check_alive(layers: tuple[FoldedLayer, ...], payload_bits: int) -> None:
             )
 
 
-def _clipped(layer: FoldedLayer, clips: nn.ParameterDict) -> FoldedLayer:
-    if layer.name not in clips:  # nothing is learned of maxima
-        return layer
-    joined = zip(layer.connections, 2.0 ** _float64(layer.name, "clip", clips[layer.name]), strict=True)
-    return replace(layer, connections=tuple(replace(connection, clip=clip) for connection, clip in joined))
-
-
-def _fold_stage(stage: Stage) -> FoldedLayer:
-    folded = [_fold_link(stage.name, link, stage.output_shape) for link in stage.links]
+def _fold_stage(stage: Stage, logarithms: Tensor | None) -> FoldedLayer:
+    """logarithms: base 2, of where the weights of each connection are clipped, if that is known."""
+    recurrent = stage.recurrent
+    clips: np.ndarray | list[None] = [None] * (len(stage.links) + 1)
+    if logarithms is not None:
+        clips = 2.0 ** _float64(stage.name, "clip", logarithms)
+    folded = [
+        _fold_link(stage.name, link, stage.output_shape, clip) for link, clip in zip(stage.links, clips, strict=False)
+    ]
     connections = [connection for connection, _ in folded]
     bias = np.sum([bias for _, bias in folded], axis=0)
-    if stage.recurrent is not None:
-        feedback = _float64(stage.name, "recurrent weight", stage.recurrent)
-        connections.append(FoldedConnection(stage.name, feedback, delay=1))
+    if recurrent is not None:
+        feedback = _float64(stage.name, "recurrent weight", recurrent)
+        connections.append(FoldedConnection(stage.name, feedback, delay=1, clip=clips[-1]))
     neuron = stage.neuron
     if isinstance(neuron, LIF):
         alpha, beta = (_share(stage.name, what, getattr(neuron, what)) for what in ("alpha", "beta"))
@@ -109,7 +110,9 @@ def _share(layer: str, what: str, share: float | torch.Tensor) -> float | np.nda
     return float(values) if values.ndim == 0 else values
 
 
-def _fold_link(layer: str, link: Link, shape: tuple[int, ...]) -> tuple[FoldedConnection, np.ndarray]:
+def _fold_link(
+    layer: str, link: Link, shape: tuple[int, ...], clip: np.ndarray | None
+) -> tuple[FoldedConnection, np.ndarray]:
     """The link as one connection, and what it adds to the bias [O]."""
     synapse, (window, share) = link.synapse, pooling(link)
     if isinstance(synapse, nn.MaxPool2d):
@@ -121,7 +124,7 @@ def _fold_link(layer: str, link: Link, shape: tuple[int, ...]) -> tuple[FoldedCo
     bias = np.zeros(len(weight)) if bias is None else _float64(layer, "bias", bias)
     if isinstance(link.norm, Norm):
         gain, offset = _norm(layer, link.norm)
-        weight = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
+        weight *= gain.reshape(-1, *[1] * (weight.ndim - 1))
         bias = offset + gain * bias
     geometry: dict[str, Any] = {}
     if isinstance(synapse, nn.Conv2d):
@@ -133,7 +136,9 @@ def _fold_link(layer: str, link: Link, shape: tuple[int, ...]) -> tuple[FoldedCo
         weight = np.diag(weight)
     if len(shape) == 1 and window != (1, 1):
         weight = dense_after_pooling(weight, link.input_shape, window)
-    return FoldedConnection(link.source, weight if share == 1 else weight * share, geometry), bias
+    if share != 1:
+        weight *= share
+    return FoldedConnection(link.source, weight, geometry, clip=clip), bias
 
 
 def _norm(layer: str, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
@@ -180,7 +185,7 @@ def _pair(value: Any) -> Pair:
 
 
 def _float64(layer: str, what: str, tensor: torch.Tensor) -> np.ndarray:
-    values = tensor.detach().cpu().numpy().astype(np.float64)
+    values = tensor.detach().cpu().numpy()
     finite = np.isfinite(values)
     if not finite.all():
         position = tuple(int(i) for i in np.argwhere(~finite)[0])
@@ -188,4 +193,4 @@ def _float64(layer: str, what: str, tensor: torch.Tensor) -> np.ndarray:
             f"layer '{layer}': {what} at {position} is {values[position]}; only finite weights can be quantized, "
             "train again with a lower learning rate."
         )
-    return values
+    return values.astype(np.float64)

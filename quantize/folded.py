@@ -65,14 +65,19 @@ def conv_after_pooling(weight: np.ndarray, geometry: dict[str, Any], window: Pai
     spelled = np.zeros((outputs, channels, down * (height - 1) + 1, right * (width - 1) + 1))
     spelled[:, :, ::down, ::right] = weight
     stride, padding = ((geometry[name][0] * window[0], geometry[name][1] * window[1]) for name in ("stride", "padding"))
-    return np.kron(spelled, np.ones(window)), geometry | {"stride": stride, "padding": padding, "dilation": (1, 1)}
+    return _repeated(spelled, window), geometry | {"stride": stride, "padding": padding, "dilation": (1, 1)}
 
 
 def dense_after_pooling(weight: np.ndarray, source: tuple[int, ...], window: Pair) -> np.ndarray:
     """Pooling, then a dense layer = a dense layer over the map before: every weight repeated over its window."""
     channels, height, width = source
     maps = weight.reshape(len(weight), channels, height // window[0], width // window[1])
-    return np.kron(maps, np.ones(window)).reshape(len(weight), -1)
+    return _repeated(maps, window).reshape(len(weight), -1)
+
+
+def _repeated(maps: np.ndarray, window: Pair) -> np.ndarray:
+    """Maps [..., H, W] with every value over a window of its own."""
+    return maps.repeat(window[0], axis=-2).repeat(window[1], axis=-1)
 
 
 def depthwise(

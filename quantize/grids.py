@@ -84,13 +84,12 @@ def steps_of(clips: Sequence[np.ndarray], bits: Bits, if_zero: float) -> list[St
 
 
 class Rounded(NamedTuple):
-    """Mantissas, int16, of weights times scale, [] or [O]; and the sums [O] of each row's positive and of its negative
-    ones, int64."""
+    """Mantissas, int16, of weights times scale, [] or [O]; and of each row the size of the sum of its negative and that
+    of its positive ones, int64 [2, O]."""
 
     weight: np.ndarray
     scale: np.ndarray
-    positive: np.ndarray
-    negative: np.ndarray
+    sums: np.ndarray
 
 
 def rounded(weight: np.ndarray, step: Step, bits: Bits, lacking: int) -> Rounded:
@@ -98,24 +97,24 @@ def rounded(weight: np.ndarray, step: Step, bits: Bits, lacking: int) -> Rounded
     a level in mantissas, and where that is at its least, from the levels."""
     unit, scale = max(_unit(bits) >> lacking, WEIGHT_STEP), step.scale * 2.0**-lacking
     rows = weight.reshape(len(weight), -1)
-    mantissas = np.empty(rows.shape, np.int16)
+    mantissas, sums = np.empty(rows.shape, np.int16), np.zeros((2, len(rows)), np.int64)
     levels_of = np.broadcast_to(scale / unit, len(rows))
-    positive, negative = _round_rows(rows, levels_of, *levels(bits), unit, bits == 1, mantissas)
-    return Rounded(mantissas.reshape(weight.shape), scale, positive, negative)
+    _round_rows(rows, levels_of, *levels(bits), unit, bits == 1, mantissas, sums)
+    return Rounded(mantissas.reshape(weight.shape), scale, sums)
 
 
 @njit(cache=True)
-def _round_rows(rows, scale, least, most, unit, sign_alone, mantissas):  # type: ignore[no-untyped-def]
-    positive, negative = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+def _round_rows(rows, scale, least, most, unit, sign_alone, mantissas, sums):  # type: ignore[no-untyped-def]
     for row in range(len(rows)):
-        for place in range(rows.shape[1]):
-            value = rows[row, place]
-            level = np.sign(value) if sign_alone else min(max(np.rint(value * scale[row]), least), most)
-            mantissa = np.int64(level) * unit
-            mantissas[row, place] = mantissa
-            positive[row] += max(mantissa, 0)
-            negative[row] += min(mantissa, 0)
-    return positive, negative
+        values, found, own = rows[row], mantissas[row], scale[row]
+        for i in range(len(values)):
+            level = np.sign(values[i]) if sign_alone else min(max(np.rint(values[i] * own), least), most)
+            found[i] = np.int32(level) * unit
+        negative = positive = 0
+        for mantissa in found:
+            negative += max(-mantissa, 0)
+            positive += max(mantissa, 0)
+        sums[0, row], sums[1, row] = negative, positive
 
 
 def over_rows(values: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ from quantize import arithmetic as rules
 from quantize.bounds.intervals import LIMITS, contains
 from quantize.bounds.search import invariant_u, invariant_v
 from quantize.fold import FoldedLayer, conducted
-from quantize.grids import Grid, Rounded, clip_of, over_rows, rounded, steps_of
+from quantize.grids import Grid, clip_of, over_rows, rounded, steps_of
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 from quantize.precision import WITHOUT_SAMPLES, Precision
 
@@ -42,6 +43,7 @@ BIAS_MANTISSA_MAX = (1 << (rules.BIAS_BITS - 1)) - 1
 BIASED_THRESHOLD_MAX = (rules.STATE_LIMIT - 1 - (BIAS_MANTISSA_MAX << rules.BIAS_EXPONENT_MAX)) >> rules.STATE_SHIFT
 ACTIVATION_MAX = (1 << (rules.ACTIVATION_BITS - 1)) - 1
 STATE_UNIT = 1 << rules.STATE_SHIFT
+OUTWARDS = np.array([[-1], [1]])
 WEIGHT_BITS_TO_SPARE = 6  # of 8, where inputs are so wide or memory so long that no exponent alone keeps sums inside
 FINE_THRESHOLD = 1 << 5  # for the range of voltages no mantissa becomes smaller: rounding stays below 2 % of it
 CALIBRATED_MARGIN = 2  # times what samples push a state to must fit, where that decides
@@ -159,7 +161,8 @@ def _quantize_biased(layer: FoldedLayer, payload: int) -> Quantized:
         made = Quantized(population, np.asarray(threshold_mant / layer.threshold), ())
         chosen = chosen or made
         half = 1 << (rules.BIAS_BITS - 1)
-        if _holds_voltage(population, np.array([-half << bias_exp, (half - 1) << bias_exp])):
+        drive = np.array([-half << bias_exp, (half - 1) << bias_exp]).reshape(2, *[1] * len(layer.shape))
+        if _holds_voltage(population, drive):
             return made._replace(backed_off=chosen.population.bias_exp - bias_exp)
     assert chosen is not None
     return chosen
@@ -205,7 +208,7 @@ def _on(
 ) -> Quantized:
     """The layer on those grids."""
     scale = np.asarray(grids[0].scale * 2.0 ** grids[0].exponent)  # the same by every connection
-    if (scale == scale.flat[0]).all():
+    if scale.ndim and (scale == scale.flat[0]).all():
         scale = np.asarray(scale.flat[0])  # stock neurons hold one threshold
     bias_mant, bias_exp = _bias(np.rint(STATE_UNIT * scale * layer.bias).astype(np.int64), precision.bias_exponents[0])
     population = _population(layer, decays, np.asarray(np.rint(scale * layer.threshold), np.int64), bias_mant, bias_exp)
@@ -345,7 +348,7 @@ def _fitting(layer: FoldedLayer, payload: int, precision: Precision) -> Iterator
     of_mantissas = steps[0].scale * 2.0 ** -steps[0].finer
     lacking: list[int] = []
     least, most = precision.exponents
-    threshold, bias = of_mantissas.max() * layer.threshold, np.abs(of_mantissas * layer.bias).max()
+    threshold, bias = float(of_mantissas.max() * layer.threshold), float(np.abs(of_mantissas * layer.bias).max())
     largest_bias = BIAS_MANTISSA_MAX << precision.bias_exponents[1]
     for exponent in range(most, least - WEIGHT_BITS_TO_SPARE - 1, -1):
         if round(threshold * 2.0**exponent) > THRESHOLD_MAX or STATE_UNIT * bias * 2.0**exponent > largest_bias:
@@ -354,10 +357,19 @@ def _fitting(layer: FoldedLayer, payload: int, precision: Precision) -> Iterator
         if lacks != lacking:
             lacking = lacks
             each = [rounded(w, step, bits, lack) for w, step, lack in zip(weights, steps, lacking, strict=True)]
-        exponents = [exponent - step.finer + powers for step, powers in zip(steps, lacking, strict=True)]
-        sums = _strongest_sums(layer, each, exponents, payload)
-        if np.abs(sums).max() <= ACTIVATION_MAX:
-            yield [Grid(made.weight, made.scale, power) for made, power in zip(each, exponents, strict=True)], sums
+            sums = [
+                made.sums * (payload if connection.source == INPUT else 1) * 2.0 ** (lack - step.finer)
+                for connection, made, step, lack in zip(layer.connections, each, steps, lacking, strict=True)
+            ]
+            largest = float(reduce(np.add, sums).max())
+        if largest * 2.0**exponent > ACTIVATION_MAX:
+            continue  # before any sum is
+        # What is negative is shifted with its sign, so both ends are rounded away from zero, by each connection.
+        sizes = reduce(np.add, [np.ceil(each_sum * 2.0**exponent) for each_sum in sums])
+        if sizes.max() <= ACTIVATION_MAX:
+            exponents = [exponent - step.finer + lack for step, lack in zip(steps, lacking, strict=True)]
+            grids = [Grid(made.weight, made.scale, power) for made, power in zip(each, exponents, strict=True)]
+            yield grids, OUTWARDS * sizes.astype(np.int64)
 
 
 def clips_of(layer: FoldedLayer, precision: Precision) -> list[np.ndarray]:
@@ -381,17 +393,9 @@ def _largest(layer: FoldedLayer) -> float:
     return float(max(np.abs(connection.weight).max() for connection in layer.connections))
 
 
-def _strongest_sums(layer: FoldedLayer, each: list[Rounded], exponents: list[int], payload: int) -> np.ndarray:
-    """The least and the largest activation, int64 [2, O], that any spikes of all sources together can give a neuron."""
-    sums = np.zeros((2, len(layer.bias)))
-    for connection, weights, exponent in zip(layer.connections, each, exponents, strict=True):
-        unit = (payload if connection.source == INPUT else 1) * 2.0**exponent
-        sums += [np.floor(weights.negative * unit), np.ceil(weights.positive * unit)]
-    return sums.astype(np.int64)
-
-
 def _bias(bias: np.ndarray, exponent: int) -> tuple[np.ndarray, int]:
     """Mantissas and the smallest common exponent, from that one on, for a bias in state units."""
-    while np.abs(np.rint(bias / 2**exponent)).max() > BIAS_MANTISSA_MAX:
+    largest = int(np.abs(bias).max())
+    while round(largest / 2**exponent) > BIAS_MANTISSA_MAX:
         exponent += 1
     return np.rint(bias / 2**exponent).astype(np.int64), exponent

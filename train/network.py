@@ -86,13 +86,13 @@ class SpikingNetwork(nn.Module):
 
     def spikes(self, spikes: Tensor) -> dict[str, Tensor]:
         """Spikes of every population (a readout: its currents) by name, float [T, B, *shape], with their gradient."""
-        return {name: emitted for name, emitted, _ in self._run(spikes, {})}
+        return {stage.name: emitted for stage, emitted, _ in self._run(spikes, {})}
 
     def spikes_and_membranes(self, spikes: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """`spikes`, and the membranes of all LIF neurons before floor and reset, likewise."""
         ran = list(self._run(spikes, {}))
-        membranes = {name: membrane for name, _, membrane in ran if membrane is not None}
-        return {name: emitted for name, emitted, _ in ran}, membranes
+        membranes = {stage.name: stage.in_floats(membrane) for stage, _, membrane in ran if membrane is not None}
+        return {stage.name: emitted for stage, emitted, _ in ran}, membranes
 
     def at_rest(self, batch: int) -> dict[str, Tensor]:
         """What LIF neurons go on from at the first step, by population."""
@@ -103,7 +103,7 @@ class SpikingNetwork(nn.Module):
         """`spikes` of neurons that go on from what earlier steps left, and what they leave, by population: see
         `train.scan.State`."""
         states = {name: State(neurons) for name, neurons in before.items()}
-        emitted = {name: out for name, out, _ in self._run(spikes, states)}
+        emitted = {stage.name: out for stage, out, _ in self._run(spikes, states)}
         return emitted, {name: state.neurons for name, state in states.items()}
 
     @property
@@ -125,8 +125,7 @@ class SpikingNetwork(nn.Module):
     def rasters(self, spikes: Tensor) -> dict[str, Tensor]:
         """Spikes of every population by name, uint8 [T, B, *shape] (a readout: its currents, float), of input
         [T, B, *input_shape]."""
-        spiking = {stage.name for stage in self.stages if stage.spiking}
-        return {name: out.to(torch.uint8) if name in spiking else out for name, out, _ in self._run(spikes, {})}
+        return {stage.name: out.to(torch.uint8) if stage.spiking else out for stage, out, _ in self._run(spikes, {})}
 
     def read(self, spikes: Tensor) -> Tensor:
         """Input [T, B, *input_shape] of the weights' kind, and multiplied by the input's unit."""
@@ -151,11 +150,11 @@ class SpikingNetwork(nn.Module):
         """The stages as they run now."""
         return self.stages
 
-    def _run(self, spikes: Tensor, states: Mapping[str, State]) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    def _run(self, spikes: Tensor, states: Mapping[str, State]) -> Iterator[tuple[Stage, Tensor, Tensor | None]]:
         changing = self.input_unit == 1 and not (self.input_is_bias or unchanging(spikes))
         signals = {INPUT: self._seen(spikes) if changing else self.read(spikes)}  # spikes may stay a byte each
         for index, stage in enumerate(self.prepared()):
             signals[stage.name], membrane = stage.forward(signals, states.get(stage.name))
-            yield stage.name, signals[stage.name], membrane
+            yield stage, signals[stage.name], membrane
             wanted = {link.source for later in self.stages[index + 1 :] for link in later.links}
             signals = {name: signal for name, signal in signals.items() if name in wanted}

@@ -185,6 +185,10 @@ class Stage:
         spreads = [spread(link.norm) for link in self.links if isinstance(link.norm, Norm)]
         return math.sqrt(sum(max(each, 0.0) ** 2 for each in spreads)) if spreads else None
 
+    def in_floats(self, membrane: Tensor) -> Tensor:
+        """Membranes of `forward` in the units of the network's weights."""
+        return membrane
+
     def forward(self, spikes: Mapping[str, Tensor], state: State | None = None) -> tuple[Tensor, Tensor | None]:
         """Spikes (a readout: currents) [T, B, *output_shape] of the spikes [T, B, ...] of every source, and the
         membranes of LIF neurons. state: what these go on from, see `lif_scan`."""

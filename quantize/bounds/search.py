@@ -107,8 +107,13 @@ def climbed(drive: np.ndarray, lost: np.ndarray) -> np.ndarray:
 
 def invariant_u(activation: np.ndarray, lost: np.ndarray) -> np.ndarray:
     """The interval [2, ...] in which u stays, if nothing wraps, for activations within one."""
-    drive = activation << rules.STATE_SHIFT
-    return np.stack([-climbed(-drive[0], lost), climbed(drive[1], lost)])
+    return _settled(activation << rules.STATE_SHIFT, lost)
+
+
+def _settled(drive: np.ndarray, lost: np.ndarray) -> np.ndarray:
+    """The interval [2, ...] in which a state stays under drives within one."""
+    outwards = np.array([-1, 1]).reshape(2, *[1] * (drive.ndim - 1))
+    return outwards * climbed(outwards * drive, lost)
 
 
 def invariant_v(
@@ -116,7 +121,7 @@ def invariant_v(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The intervals [2, ...] in which v stays, after the reset and before it, if nothing saturates, for u + bias within
     `drive`."""
-    low, high = -climbed(-drive[0], lost), climbed(drive[1], lost)
+    low, high = _settled(drive, lost)
 
     def kept(v: np.ndarray) -> np.ndarray:
         return rules.truncate_toward_zero(np.minimum(v, UNBOUNDED) * (rules.DECAY_UNITY - lost))
