@@ -4,6 +4,7 @@ loaded, no object is read twice, and nothing is read before its size is known.""
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ FILE_MAX = 1 << 28  # bytes
 DATA_MAX = 1 << 29  # bytes of all datasets together, unpacked
 OBJECTS_MAX = 1 << 16
 DEPTH_MAX = 12
+SIZE, INDEX = struct.Struct("<Q"), struct.Struct("<H")
+HEAP_HEADER = OBJECT_HEADER = 16  # bytes
 FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF)
 
 
@@ -37,8 +40,32 @@ def read(path: Path, kind: str) -> Tree:
 
 def parse(data: bytes, path: Path) -> Tree:
     """All of an HDF5 file's bytes; `path` is what to call it. Raises UserError, and what h5py raises."""
+    _check_heaps(data)
     with h5py.File(io.BytesIO(data), "r") as file:
         return _Reader(path).group(file, "", 0)
+
+
+def _check_heaps(data: bytes) -> None:
+    """Raises OSError, as h5py does for other harm, where libhdf5 would read for ever: it goes through a heap of texts
+    by the sizes that its objects claim, the one of free space among them, even if that is 0 (H5HGcache.c).
+
+    A heap is "GCOL", its version, three bytes of 0 and its size; an object an index (0: free space), 6 bytes and the
+    size of what follows, of free space all of it; sizes are of 8 bytes, as the file's beginning says.
+    """
+    widths = data[13:15] if data[8:9] < b"\x02" else data[9:11]
+    if widths != b"\x08\x08":
+        raise OSError("sizes are not of 8 bytes")
+    start = data.find(b"GCOL\x01\0\0\0")
+    while start >= 0:
+        (size,) = SIZE.unpack_from(data, start + 8)
+        at, end = start + HEAP_HEADER, min(start + size, len(data))
+        while at + OBJECT_HEADER <= end:
+            (index,), (taken,) = INDEX.unpack_from(data, at), SIZE.unpack_from(data, at + 8)
+            step = OBJECT_HEADER + -(-taken // 8) * 8 if index else taken
+            if not 0 < step <= end - at:
+                raise OSError(f"an object of {taken} bytes at {at} is none of its heap")
+            at += step
+        start = data.find(b"GCOL\x01\0\0\0", start + 8)
 
 
 class _Reader:

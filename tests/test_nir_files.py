@@ -241,6 +241,18 @@ def test_a_file_too_large_is_refused_unread(tmp_path: Path, monkeypatch: pytest.
     assert "has 268,435,457 bytes, above the 268,435,456" in refusal(tmp_path / "network.nir")
 
 
+def test_a_heap_that_would_be_read_for_ever_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "network.nir"
+    nir.write(path, integer.graph_of(plain())[0])
+    data = bytearray(path.read_bytes())
+    at = data.index(b"GCOL") + 16
+    while data[at : at + 2] != b"\0\0":  # to the free space, which index 0 marks
+        at += 16 + -(-int.from_bytes(data[at + 8 : at + 16], "little") // 8) * 8
+    data[at + 8 : at + 16] = bytes(8)
+    path.write_bytes(data)
+    assert "is no whole NIR file" in refusal(path)
+
+
 @given(st.data())
 @settings(max_examples=150)
 def test_harmed_bytes_give_the_same_network_or_one_sentence(tmp_path_factory: Any, data: st.DataObject) -> None:
