@@ -99,8 +99,8 @@ for ten. The engine's memory bends where its activations would take more than 2 
     "batch": """\
 As with steps, since every product is over steps and samples at once.""",
     "neurons": """\
-As with steps. Nothing is gained or lost where a population outgrows the cache: the scan takes 4,096 neurons at a time
-through all steps.""",
+As with steps. The scan takes 4,096 neurons at a time through all steps, so that their state stays in cache; that a
+training update ends a little above linear is the rasters, 16 MB each, which no cache holds.""",
     "inputs": """\
 Below 1: of 5 % of the inputs rows of weights are added up, and what stays the same is the neurons' scan. What grows are
 looking at every input, the optimiser's pass over all weights and the memory of three more numbers for each.""",
