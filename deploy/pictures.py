@@ -220,8 +220,9 @@ def traffic(pairs: Sequence[Sequence[float]], size: int, unit: str) -> str:
         axis.set_xlabel("to core")
         axis.set_ylabel("from core; last row: the host")
         for each in (axis.xaxis, axis.yaxis):
-            each.set_major_locator(MaxNLocator(8, integer=True))
-        figure.colorbar(shown, ax=axis, shrink=0.8, label=unit, format=FuncFormatter(lambda value, _: f"{value:,g}"))
+            each.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+        bar = figure.colorbar(shown, ax=axis, shrink=0.8, label=unit)
+        bar.formatter = bar.minorformatter = FuncFormatter(lambda value, _: f"{value:,g}")
         return _svg(figure)
 
 

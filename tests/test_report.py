@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from base.errors import UserError
-from deploy import report, verify
+from deploy import pictures, report, verify
 from deploy.chip import limits
 from deploy.chip.summary import summary
 from quantize import reference
@@ -369,3 +369,10 @@ def test_a_proven_range_is_for_any_number_of_steps_unless_it_says_how_many(tmp_p
     data = make_data(samples=4, different=False)
     data = replace(data, range=data.range | {"answer": "proven", "steps": None})
     assert "no input of any number of steps pushes" in written(data, tmp_path)[0]
+
+
+@pytest.mark.parametrize("pairs", [[(1, 0, 314.0)], [(0, 1, 1.0), (1, 0, 1e5), (2, 0, 7.0)]])
+def test_traffic_is_labelled_in_plain_numbers(pairs: list[tuple[int, int, float]]) -> None:
+    drawn = base64.b64decode(pictures.traffic(pairs, 2, "spikes").partition(",")[2]).decode()
+    assert "spikes" in drawn
+    assert "mathdefault" not in drawn
