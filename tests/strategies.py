@@ -7,6 +7,8 @@ hundreds of networks cost seconds.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -98,17 +100,23 @@ def _connection(
 
 @st.composite
 def networks(
-    draw: st.DrawFn, stock: bool = False, cycles: bool = False, readouts: bool = False, max_layers: int = 3
+    draw: st.DrawFn,
+    stock: bool = False,
+    cycles: bool = False,
+    readouts: bool = False,
+    max_layers: int = 3,
+    input_bits: int = 300,
 ) -> tuple[IntegerNetwork, np.ndarray]:
     """A network and inputs [T, B, *input_shape] for it: uint8, or, as every fourth network has them, biases int16.
 
     A chain of one to `max_layers` populations, some joined by two parallel connections; with `cycles` also skipping,
     delayed and recurrent connections; with `readouts` the last population may have no neurons. `stock`: only what
-    Lava's own processes can hold.
+    Lava's own processes can hold. input_bits: at most, of all that is sent in a step; of a bias each value counts once.
     """
     payload_bits, biased = draw(st.sampled_from([1, 1, 1, 4])), draw(st.sampled_from([False, False, False, True]))
-    maps = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5))
-    shape = input_shape = draw(st.one_of(st.tuples(st.integers(1, 8)), maps))
+    most = input_bits // (1 if biased else payload_bits)
+    maps = [shape for shape in product(range(1, 4), range(1, 6), range(1, 6)) if prod(shape) <= most]
+    shape = input_shape = draw(st.one_of(st.tuples(st.integers(1, min(8, most))), st.sampled_from(maps)))
     layers: list[Population] = []
     joined: list[Connection] = []
     source = INPUT
