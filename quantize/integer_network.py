@@ -152,6 +152,18 @@ class Connection:
         """Sum of |weight| into each output (dense) or output channel (conv), int64 [O]."""
         return np.abs(self.weight.astype(np.int64)).reshape(len(self.weight), -1).sum(axis=1)
 
+    def taps(self, source: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Of a convolution over a source [C, H, W]: the rows [H', kh] and the columns [W', kw] that each tap reads at
+        each place of the output, int32; padding lies outside 0..H - 1 and 0..W - 1."""
+        _, height, width = self.output_shape(source)
+        down, right = (
+            (np.arange(places)[:, None] * stride - padding + np.arange(kernel) * dilation).astype(np.int32)
+            for places, kernel, stride, padding, dilation in zip(
+                (height, width), self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True
+            )
+        )
+        return down, right
+
     def output_shape(self, source: tuple[int, ...]) -> tuple[int, ...]:
         """Shape that this connection gives to a source of that shape. Raises UserError where the two do not fit."""
         if not self.is_conv:
@@ -250,9 +262,7 @@ class IntegerNetwork:
 
     def _check_accumulator(self, population: Population) -> None:
         """Where one wrap a step cannot bring the current back, it grows; the 32 bits that hold it must suffice."""
-        worst = sum(
-            int(c.row_sums.max()) * self.payload_max(c.source) * 2.0**c.exponent for c in self.into(population.name)
-        )
+        worst = sum(self.largest_sum(c) * 2.0**c.exponent for c in self.into(population.name))
         added = worst * (1 << rules.STATE_SHIFT)
         if not population.spiking and added + int(np.abs(population.bias).max()) >= 1 << 31:
             raise UserError(
@@ -278,6 +288,10 @@ class IntegerNetwork:
 
     def payload_max(self, source: str) -> int:
         return (1 << self.payload_bits) - 1 if source == INPUT else 1
+
+    def largest_sum(self, connection: Connection) -> int:
+        """A bound of the sums over weights that any spikes make, either way, before they are shifted."""
+        return int(connection.row_sums.max()) * self.payload_max(connection.source)
 
     def with_bias(self, name: str, shown: np.ndarray) -> Population:
         """The population while one sample's input [*input_shape] is shown, which is its bias if it is that of any."""

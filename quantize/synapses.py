@@ -85,7 +85,7 @@ def taps(network: IntegerNetwork, connection: Connection) -> Add:
     if not connection.is_conv:
         shape, weight = (weight.shape[1], 1, 1), weight[:, :, None, None]
     outputs, group_channels = weight.shape[:2]
-    reach = _reach(connection, shape, weight.shape)
+    reach = _reach(connection, shape)
     # [source channel, place in the kernel, target channel within the group]
     by_group = (weight // WEIGHT_STEP).reshape(groups, outputs // groups, group_channels, -1).transpose(0, 2, 3, 1)
     kernels = np.ascontiguousarray(by_group, np.int8).reshape(shape[0], -1, outputs // groups)
@@ -100,7 +100,7 @@ def taps(network: IntegerNetwork, connection: Connection) -> Add:
 
 def _worst(network: IntegerNetwork, connection: Connection) -> int:
     """The largest sum of halved weights."""
-    return int(connection.row_sums.max()) // WEIGHT_STEP * network.payload_max(connection.source)
+    return network.largest_sum(connection) // WEIGHT_STEP
 
 
 def _holding(worst: int) -> type[np.signedinteger]:
@@ -112,25 +112,13 @@ def _shifts(connection: Connection) -> tuple[int, int]:
     return max(connection.exponent + 1, 0), max(-connection.exponent - 1, 0)
 
 
-def _reach(
-    connection: Connection, source: tuple[int, ...], weight: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _reach(connection: Connection, source: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which output positions a pixel of a source map [H, W] reaches, through which place in the kernel.
 
     Pixel p has the entries starts[p]..starts[p+1]-1 of positions and of places.
     """
     height, width = source[1:]
-    down, right = (
-        np.arange(out)[:, None] * stride - padding + np.arange(kernel) * dilation
-        for out, kernel, stride, padding, dilation in zip(
-            connection.output_shape(source)[1:] if connection.is_conv else (1, 1),
-            weight[2:],
-            connection.stride,
-            connection.padding,
-            connection.dilation,
-            strict=True,
-        )
-    )  # source coordinates [output coordinate, kernel coordinate], which may lie outside
+    down, right = connection.taps(source) if connection.is_conv else np.zeros((2, 1, 1), np.int32)
     y, x = np.broadcast_arrays(down[:, None, :, None], right[None, :, None, :])
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     pixels = (y * width + x)[inside]

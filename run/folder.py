@@ -33,9 +33,9 @@ class RunFolder:
         self, name: str, decides: Any, reads: Sequence[Path], writes: Sequence[str], work: Callable[[], None]
     ) -> bool:
         """Do `work` unless it was done already from the same `decides` (JSON data) and `reads`; True if done now."""
-        if self.is_done(name, decides, reads):
-            return False
         key = self._key(name, decides, reads)
+        if self._is_done(name, key):
+            return False
         began = time.perf_counter()
         work()
         seconds = round(time.perf_counter() - began, 2)
@@ -45,10 +45,7 @@ class RunFolder:
 
     def is_done(self, name: str, decides: Any, reads: Sequence[Path]) -> bool:
         """Whether the step was done from the same `decides` and `reads`, and what it wrote is still there."""
-        done = self._steps().get(name)
-        if done is None or not all(path.is_file() for path in reads) or done["key"] != self._key(name, decides, reads):
-            return False
-        return all(self._is_as_written(*item) for item in done["files"].items())
+        return all(path.is_file() for path in reads) and self._is_done(name, self._key(name, decides, reads))
 
     @property
     def is_adopted(self) -> bool:
@@ -59,6 +56,12 @@ class RunFolder:
     def seconds(self) -> dict[str, float]:
         """Seconds of each step's last run."""
         return {name: done["seconds"] for name, done in self._steps().items()}
+
+    def _is_done(self, name: str, key: str) -> bool:
+        done = self._steps().get(name)
+        if done is None or done["key"] != key:
+            return False
+        return all(self._is_as_written(*item) for item in done["files"].items())
 
     @staticmethod
     def _key(name: str, decides: Any, reads: Sequence[Path]) -> str:

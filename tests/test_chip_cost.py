@@ -65,9 +65,9 @@ def test_events_are_those_of_a_loop_over_all_spikes(drawn: tuple[IntegerNetwork,
         counts.operations_of_cores.sum(axis=(0, 1)), [operations[core] for core in range(len(placement.cores))]
     )
     for (start, core), messages in traffic.items():
-        assert counts.traffic[start, core] == pytest.approx(messages / samples)
+        assert counts.traffic[start, core] == messages / samples
     assert counts.traffic.sum() == pytest.approx(sum(traffic.values()) / samples)
-    assert counts.synaptic_operations == pytest.approx(sum(operations.values()) / samples)
+    assert counts.synaptic_operations == sum(operations.values()) / samples
 
 
 @pytest.mark.smoke

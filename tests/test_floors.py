@@ -73,19 +73,11 @@ def test_no_torch_is_loaded_by_deploy_or_by_the_integer_half_of_quantize() -> No
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)
 
 
-def test_the_integer_network_costs_no_more_than_numpy() -> None:
+@pytest.mark.parametrize(("module", "other"), [("quantize.integer_network", "rich"), ("pipeline", "sklearn")])
+def test_the_integer_network_and_the_command_line_load_nothing_that_computes(module: str, other: str) -> None:
     program = (
-        "import sys, quantize.integer_network as n\n"
-        "heavy = {'torch', 'numba', 'scipy', 'lava', 'matplotlib', 'onnx', 'rich'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
-
-
-def test_the_command_line_starts_without_what_computes() -> None:
-    program = (
-        "import sys, pipeline\n"
-        "heavy = {'torch', 'numba', 'scipy', 'lava', 'matplotlib', 'onnx', 'sklearn'} & set(sys.modules)\n"
+        f"import sys, {module}\n"
+        f"heavy = {{'torch', 'numba', 'scipy', 'lava', 'matplotlib', 'onnx', '{other}'}} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)

@@ -27,9 +27,9 @@ from torch.nn import functional as F
 from base.errors import UserError
 from train.network import SpikingNetwork
 from train.neurons import LIF
-from train.parts import Readout, ScaledWS
+from train.parts import Readout
 from train.surrogates import valued
-from train.wiring import INPUT, Link, added
+from train.wiring import INPUT, Link, added, refuse_statistics
 
 
 @dataclass
@@ -47,13 +47,8 @@ class State:
 def check(network: SpikingNetwork) -> None:
     """Raises UserError for what cannot be trained online: batch statistics, late resets, synaptic current and leaks of
     their own."""
+    refuse_statistics(network.stages, "do not exist when training online")
     for stage in network.stages:
-        for link in stage.links:
-            if link.norm is not None and not isinstance(link.norm, ScaledWS):
-                raise UserError(
-                    f"layer {stage.name} has a {type(link.norm).__name__}, whose statistics over all steps do not "
-                    "exist when training online; norm its weights instead: ScaledWS, 'WS' in the notation"
-                )
         if not isinstance(stage.neuron, LIF):
             continue
         if stage.neuron.k is not None:

@@ -21,20 +21,14 @@ from base.errors import UserError
 from train.modes import dropping_out
 from train.network import SpikingNetwork
 from train.neurons import LIF
-from train.parts import ScaledWS
+from train.wiring import refuse_statistics
 
 
 def check(network: SpikingNetwork) -> None:
     """Raises UserError for what a stretch of time does not have: statistics and means over all steps, and masks that
     differ at every step; and for decays that are learned."""
+    refuse_statistics(network.stages, "are not those of the few that recompute = true goes over at once")
     for stage in network.stages:
-        for link in stage.links:
-            if link.norm is not None and not isinstance(link.norm, ScaledWS):
-                raise UserError(
-                    f"layer {stage.name} has a {type(link.norm).__name__}, whose statistics over all steps are not "
-                    "those of the few that recompute = true goes over at once; norm its weights instead: ScaledWS, "
-                    "'WS' in the notation"
-                )
         neuron = stage.neuron
         if not isinstance(neuron, LIF):
             continue

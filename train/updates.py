@@ -7,6 +7,7 @@ the mean of what it emitted, a scalar: what the populations emitted is gone befo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def by_backpropagation(
         emitted, membranes = network.spikes_and_membranes(spikes) if training.pda else (network.spikes(spikes), {})
     output, means = emitted[network.stages[-1].name], _means(emitted)
     del emitted
-    objective = loss(weighted(output, network.time_weights), labels, network.stages[-1].spiking)
+    objective = _loss(network, labels, output)
     if training.pda:
         objective = objective + training.pda * _shift(network, membranes)
     optimizer.zero_grad()
@@ -71,12 +72,8 @@ def by_recomputation(
     masks: tuple[int, ...],
 ) -> Learnt:
     """`by_backpropagation` in less memory, see `train/recompute.py`."""
-
-    def loss_of(output: Tensor) -> Tensor:
-        return loss(weighted(output, network.time_weights), labels, network.stages[-1].spiking)
-
     optimizer.zero_grad()
-    learnt = recompute.backpropagate(network, spikes, loss_of, masks)
+    learnt = recompute.backpropagate(network, spikes, partial(_loss, network, labels), masks)
     optimizer.step()
     network.keep_in_range()
     return learnt
@@ -117,6 +114,11 @@ def update_of(training: Training) -> Callable[..., Learnt]:
     if training.online:
         return step_by_step
     return by_recomputation if training.recompute else by_backpropagation
+
+
+def _loss(network: SpikingNetwork, labels: Tensor, output: Tensor) -> Tensor:
+    """Of what the output emitted, [T, B, C]."""
+    return loss(weighted(output, network.time_weights), labels, network.stages[-1].spiking)
 
 
 def _means(emitted: Mapping[str, Tensor]) -> dict[str, Tensor]:

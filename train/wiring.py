@@ -216,6 +216,17 @@ class Stage:
         return self.neuron.scan(current, bias, self.recurrent, self.current_spread, state=state)
 
 
+def refuse_statistics(stages: Iterable[Stage], why: str) -> None:
+    """Raises UserError for a norm of currents, telling why its statistics over all steps cannot be had."""
+    for stage in stages:
+        for link in stage.links:
+            if isinstance(link.norm, Norm):
+                raise UserError(
+                    f"layer {stage.name} has a {type(link.norm).__name__}, whose statistics over all steps {why}; norm "
+                    "its weights instead: ScaledWS, 'WS' in the notation"
+                )
+
+
 def added(arriving: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
     """The sum of the currents of links, and that of their biases if there is one."""
     currents, biases = zip(*arriving, strict=True)

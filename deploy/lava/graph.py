@@ -181,8 +181,7 @@ def unroll(connection: Connection, source: tuple[int, ...]) -> csr_matrix:
     channels, height, width = source
     out_channels, group_channels, rows, columns = connection.weight.shape
     _, out_height, out_width = connection.output_shape(source)
-    y = _taps(out_height, connection.stride[0], connection.padding[0], rows, connection.dilation[0])
-    x = _taps(out_width, connection.stride[1], connection.padding[1], columns, connection.dilation[1])
+    y, x = connection.taps(source)
     y, x = y[:, None, None, :, None], x[None, :, None, None, :]
     channel = np.arange(group_channels, dtype=np.int32)[None, None, :, None, None]
     inside = np.broadcast_to(
@@ -216,11 +215,6 @@ def chosen_lanes(network: IntegerNetwork, steps: int, samples: int) -> int:
         return 1
     widest = max(int(np.prod(network.shape_of(name))) for name in (INPUT, *network.order))
     return min(samples, max(1, LANED_VALUES // widest))
-
-
-def _taps(out: int, stride: int, padding: int, kernel: int, dilation: int) -> np.ndarray:
-    """Source coordinate of each kernel tap for each output coordinate, int32 [out, kernel]; may lie outside."""
-    return (np.arange(out)[:, None] * stride - padding + np.arange(kernel) * dilation).astype(np.int32)
 
 
 def _ports(shape: tuple[int, ...], schedule: Schedule) -> tuple[int, ...]:
@@ -301,8 +295,7 @@ def _synapse(
     weights = unroll(connection, source) if connection.is_conv else connection.weight.astype(np.int32)
     exponent = {"weight_exp": connection.exponent}
     if schedule.lanes > 1:
-        worst = int(connection.row_sums.max()) * network.payload_max(connection.source)
-        weights = weights.astype(_multiplied_as(worst, sparse=connection.is_conv))
+        weights = weights.astype(_multiplied_as(network.largest_sum(connection), sparse=connection.is_conv))
         return Part("LanedSynapse", {"weights": weights, "lanes": schedule.lanes, **exponent}), (), ()
     kind = "Sparse" if connection.is_conv else "Dense"
     # Binary spikes: Dense is faster adding the columns that spiked (0 bits), Sparse with a product (1 bit); same sums.

@@ -79,7 +79,7 @@ def _drive(step: Step, network: IntegerNetwork, index: int, connection: Connecti
 def _sum(step: Step, network: IntegerNetwork, name: str, connection: Connection) -> str:
     """The sum over halved weights, int32."""
     largest = network.payload_max(connection.source)
-    worst = int(connection.row_sums.max()) // rules.WEIGHT_STEP * largest
+    worst = network.largest_sum(connection) // rules.WEIGHT_STEP
     if worst >= 1 << 31:
         raise UserError(
             f"onnx: connection {connection.name} could sum to {worst}, beyond the 32 bits of ONNX's integer products; "

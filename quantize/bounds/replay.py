@@ -62,7 +62,7 @@ def _loaded(network: IntegerNetwork, inputs: np.ndarray) -> np.ndarray:
 
 def _wraps_at_most_once(network: IntegerNetwork, name: str) -> bool:
     """Whether activations are so small that two successive currents tell them, even if the second has wrapped."""
-    worst = sum(c.row_sums.max() * network.payload_max(c.source) * 2.0**c.exponent + 1 for c in network.into(name))
+    worst = sum(network.largest_sum(connection) * 2.0**connection.exponent + 1 for connection in network.into(name))
     return bool(worst < rules.STATE_LIMIT >> rules.STATE_SHIFT)
 
 

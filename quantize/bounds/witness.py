@@ -77,14 +77,12 @@ def receptive(connection: Connection, source: tuple[int, ...], neuron: tuple[int
         return connection.weight[neuron[0]].astype(np.int64).reshape(source)
     read = np.zeros(source, np.int64)
     output, y, x = neuron
-    _, channels, height, width = connection.weight.shape
+    channels = connection.weight.shape[1]
     group = output // (len(connection.weight) // connection.groups)
-    kernel = connection.weight[output]
-    for i, j in np.ndindex(height, width):
-        row = y * connection.stride[0] - connection.padding[0] + i * connection.dilation[0]
-        column = x * connection.stride[1] - connection.padding[1] + j * connection.dilation[1]
-        if 0 <= row < source[1] and 0 <= column < source[2]:
-            read[group * channels : (group + 1) * channels, row, column] = kernel[:, i, j]
+    rows, columns = (taps[place] for taps, place in zip(connection.taps(source), (y, x), strict=True))
+    down, right = (rows >= 0) & (rows < source[1]), (columns >= 0) & (columns < source[2])
+    kernel = connection.weight[output][:, down][:, :, right]
+    read[group * channels : (group + 1) * channels, rows[down, None], columns[right]] = kernel
     return read
 
 
