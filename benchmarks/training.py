@@ -158,7 +158,9 @@ def steps_of(case: Case) -> dict[str, Callable[[], object]]:
     works: dict[str, Callable[[], object]] = {}
     for name, neurons in {FLOOR: nn.Identity, **peers()}.items():
         layers = Layers(network, neurons)
-        works[name] = partial(learn, layers, torch.optim.AdamW(layers.parameters(), lr=1e-3, weight_decay=0.0))
+        works[name] = partial(
+            learn, layers, torch.optim.AdamW(layers.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+        )
     for name, update in {OURS: by_backpropagation, LEAN: by_recomputation}.items():
         own = deepcopy(network)
         works[name] = partial(update, own, optimizer_of(own, training), spikes, labels, training, (0,))

@@ -37,7 +37,7 @@ def optimizer_of(network: SpikingNetwork, training: Training) -> torch.optim.Ada
         {"params": [p for p in every if p in widths], "initial_lr": WIDTH_RATE * training.learning_rate},
     ]
     rate = training.learning_rate
-    return torch.optim.AdamW([{"initial_lr": rate, **group} for group in groups], lr=rate, weight_decay=0.0)
+    return torch.optim.AdamW([{"initial_lr": rate, **group} for group in groups], lr=rate, weight_decay=0.0, fused=True)
 
 
 def by_backpropagation(
