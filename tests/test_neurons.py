@@ -40,7 +40,7 @@ def test_no_choice_of_a_backward_changes_a_spike(choice):
 
 
 def gradients(network, *key):
-    with dropping_out(*key):
+    with dropping_out(network, *key):
         output = network(inputs())
     names, parameters = zip(*network.named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(output.square().mean(0).sum(), parameters), strict=True))

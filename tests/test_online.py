@@ -167,11 +167,11 @@ def test_online_steps_fire_the_spikes_of_the_network(neuron: dict[str, Any], rea
     network = build(notation, (1, 8, 8), neuron=neurons, payload_bits=2, readout=readout, seed=0).double()
     online.check(network)
     spikes = torch.randint(0, 4, (9, 5, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    with dropping_out(3):
+    with dropping_out(network, 3):
         expected = network.spikes(spikes)
     state, steps = online.State(), []
     for frame in spikes.split(1):
-        with dropping_out(3):
+        with dropping_out(network, 3):
             emitted, state = online.step(network, frame, state)
         steps.append(emitted)
     for name, raster in expected.items():

@@ -141,7 +141,7 @@ def backward(  # type: ignore[no-untyped-def]
                 for i in range(size):
                     membrane_then = reached[i]
                     pre[i] = zero if before[i] > zero else membrane_then
-            slope(shape, pre, threshold, widths[t], h)
+            slope(shape, pre, threshold, widths[t if len(widths) > 1 else 0], h)
             if len(kept) > 0:
                 left = kept[t, start:stop]
                 for i in range(size):

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from train.network import SpikingNetwork
+
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
@@ -22,8 +24,11 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def dropping_out(*key: int) -> Iterator[None]:
+def dropping_out(network: SpikingNetwork, *key: int) -> Iterator[None]:
     """Masks of dropout and of surrogate gradients, drawn from the key alone; the global random state is left alone."""
+    if not network.masks:
+        yield
+        return
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         yield

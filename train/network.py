@@ -116,6 +116,13 @@ class SpikingNetwork(nn.Module):
         """Surrogate widths that are learned, by population."""
         return {name: lif.width for name, lif in self.neurons.items() if isinstance(lif.width, nn.Parameter)}
 
+    @property
+    def masks(self) -> bool:
+        """Whether training draws masks, of dropout or of surrogate gradients."""
+        return any(
+            isinstance(part, nn.Dropout) for stage in self.stages for link in stage.links for part in link.before
+        ) or any(neuron.mask for neuron in self.neurons.values())
+
     def keep_in_range(self) -> None:
         """What a trainer calls after each step of its optimiser: neurons' own parameters go back to their ranges."""
         for neuron in self.neurons.values():

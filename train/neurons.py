@@ -47,6 +47,10 @@ class LIF(nn.Module):
 
     k: nn.Parameter | None
     width: float | nn.Parameter
+    alpha_logit: nn.Parameter | None
+    beta_logit: nn.Parameter | None
+    alpha_fixed: float | Tensor
+    beta_fixed: float | Tensor
 
     def __init__(
         self,
@@ -120,13 +124,15 @@ class LIF(nn.Module):
         self.keep_in_range()
 
     def _share(self, name: str, share: float | Tensor, low: float, high: float, learned: bool) -> None:
+        logit: nn.Parameter | None = None
         if learned:
             inside = (torch.as_tensor(share, dtype=torch.float32) - low) / (high - low)
-            self.register_parameter(f"{name}_logit", nn.Parameter(torch.logit(inside, eps=1e-3)))
+            logit = nn.Parameter(torch.logit(inside, eps=1e-3))
         elif isinstance(share, Tensor):
             self.register_buffer(f"{name}_fixed", share.detach().clone())
         else:
             setattr(self, f"{name}_fixed", float(share))
+        self.register_parameter(f"{name}_logit", logit)
 
     @property
     def beta(self) -> float | Tensor:
@@ -136,16 +142,14 @@ class LIF(nn.Module):
     @property
     def _leak(self) -> float | Tensor:
         """The share before k."""
-        logit: Tensor | None = getattr(self, "beta_logit", None)
-        fixed: float | Tensor = getattr(self, "beta_fixed", 0.0)
-        return fixed if logit is None else LEAST_BETA + (1 - LEAST_BETA) * torch.sigmoid(logit)
+        if self.beta_logit is None:
+            return self.beta_fixed
+        return LEAST_BETA + (1 - LEAST_BETA) * torch.sigmoid(self.beta_logit)
 
     @property
     def alpha(self) -> float | Tensor:
         """Share of the synaptic current kept, likewise."""
-        logit: Tensor | None = getattr(self, "alpha_logit", None)
-        fixed: float | Tensor = getattr(self, "alpha_fixed", 0.0)
-        return fixed if logit is None else MOST_ALPHA * torch.sigmoid(logit)
+        return self.alpha_fixed if self.alpha_logit is None else MOST_ALPHA * torch.sigmoid(self.alpha_logit)
 
     def spread_over(self, shape: tuple[int, ...]) -> None:
         """Be the neurons of a population of that shape: with `per_neuron`, each gets decays of its own.

@@ -81,7 +81,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, TdBN, ScaledWS)
 
 def over_channels(values: Tensor, dimensions: int) -> Tensor:
     """Values [C] (or [N]) in the shape that broadcasts over a sample of that many dimensions, (C, H, W) or (N,)."""
-    return values.view(-1, *[1] * (dimensions - 1))
+    return values if dimensions == 1 else values.view(-1, *[1] * (dimensions - 1))
 
 
 def batch_affine(norm: _BatchNorm, current: Tensor) -> tuple[Tensor, Tensor]:

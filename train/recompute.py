@@ -79,7 +79,7 @@ def _first_pass(
     borders, outputs, sums = [], [], dict.fromkeys((stage.name for stage in network.stages), torch.zeros(()))
     for stretch in stretches:
         borders.append(neurons)
-        with dropping_out(*masks):
+        with dropping_out(network, *masks):
             emitted, neurons = network.go_on(stretch, neurons)
         outputs.append(emitted[network.stages[-1].name])
         sums = {name: total + len(stretch) * emitted[name].mean() for name, total in sums.items()}
@@ -96,7 +96,7 @@ def _second_pass(
     masks: tuple[int, ...],
 ) -> dict[str, Tensor]:
     """Add the gradients of a stretch, from those of its output and what later ones hand on; returns what it does."""
-    with dropping_out(*masks):
+    with dropping_out(network, *masks):
         emitted, after = network.go_on(stretch, before)
     ends = [emitted[network.stages[-1].name], *(after[name] for name in handed)]
     del emitted, after

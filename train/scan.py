@@ -24,6 +24,9 @@ from train.threads import fusible, in_parts
 
 Reset = Literal["hard", "soft", "hard-late", "soft-late"]
 
+PLACES = {shape: place for place, shape in enumerate(SURROGATES)}
+NOTHING, NO_MASK = np.empty((0, 0), np.float32), np.empty((0, 0), bool)  # for kernels
+
 Share = float | Tensor  # of current or voltage kept per step, or a bias: one for all neurons, or [M], one for each
 
 
@@ -56,12 +59,37 @@ class State:
 
 
 class _Slope(NamedTuple):
-    """A Backward in one call: its widths [T], what its mask keeps [T, M], and whether the width wants a gradient."""
+    """A Backward in one call: its widths, [T] or [1] for all steps; what its mask keeps, [T, M]; and whether the width
+    wants a gradient."""
 
     backward: Backward
     widths: Tensor
     kept: Tensor | None = None
     learned: bool = False
+
+
+class _Layout(NamedTuple):
+    """How what neurons have, [T, B, *shape], lies in rows [T, M]: as it is, or with the channels of maps last."""
+
+    shape: tuple[int, ...]  # [B, *shape]
+    last: bool
+
+    def rows(self, values: Tensor) -> Tensor:
+        return (values.movedim(2, -1) if self.last else values).reshape(values.shape[0], -1)
+
+    def unrolled(self, rows: Tensor) -> Tensor:
+        """What `rows` made of values, as they were; of a single row too."""
+        if not self.last:
+            return rows.view(-1, *self.shape)
+        batch, channels, *side = self.shape
+        return rows.view(-1, batch, *side, channels).movedim(-1, 2)
+
+    def each(self, values: Share, like: Tensor) -> Share:
+        """What broadcasts to [*shape], as [M]; a number stays one."""
+        if not isinstance(values, Tensor):
+            return values
+        over = values.detach().to(like).expand(self.shape)
+        return (over.movedim(1, -1) if self.last else over).reshape(-1)
 
 
 class _Gradients(NamedTuple):
@@ -165,58 +193,60 @@ class _Scan(torch.autograd.Function):
         if weight is not None:
             current, ctx.known = sparse.product(current, weight, geometry)
         maps = ctx.known.maps if ctx.known else None
-        flat = _rows(current)
+        layout = _Layout(current.shape[1:], _channels_last(current))
+        flat = layout.rows(current)
         if weight is None and fusible(flat):
             flat = flat.clone()  # that of others is not overwritten
-        neuron = Neuron(_flat(alpha, current), _flat(beta, current), *constants)
-        drive = _flat(0.0 if bias is None else bias, current)
+        neuron = Neuron(layout.each(alpha, flat), layout.each(beta, flat), *constants)
+        drive = layout.each(0.0 if bias is None else bias, flat)
         listens = recurrent is not None or neuron.skips
         after = earlier = None
         ctx.remembered = _remembered(neuron, recurrent)
         if before is not None:
             after = flat.new_zeros(3, flat.shape[1])
-            after[ctx.remembered] = _rows(before, _channels_last(current))
+            after[ctx.remembered] = layout.rows(before)
             earlier = after[2].clone() if listens else None
             forward = partial(forward, state=after)
         spikes, membrane = forward(flat, drive, neuron, recurrent)
         kept = backward.draw(flat.shape) if any(ctx.needs_input_grad) else None
-        kept = None if kept is None else kept.to(current.device)
+        if kept is not None:
+            kept = kept.to(current.device)
         heard = spikes if listens else None
         ctx.save_for_backward(membrane, kept, recurrent, heard, earlier, maps, weight)
         ctx.known = ctx.known and ctx.known._replace(maps=None)
         ctx.neuron, ctx.drive, ctx.width, ctx.how = neuron, drive, width, backward
-        ctx.geometry, ctx.shape, ctx.last = geometry, current.shape, _channels_last(current)
+        ctx.geometry, ctx.layout = geometry, layout
         ctx.shapes = [x.shape if isinstance(x, Tensor) else None for x in (bias, alpha, beta)]
         decided = _deciding(membrane, neuron, spikes, earlier)
-        left = None if after is None else _unrolled(after[ctx.remembered].clone(), ctx.shape, ctx.last)
-        return _unrolled(spikes, ctx.shape, ctx.last), _unrolled(decided, ctx.shape, ctx.last), left
+        left = None if after is None else layout.unrolled(after[ctx.remembered].clone())
+        return layout.unrolled(spikes), layout.unrolled(decided), left
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         membrane, kept, recurrent, heard, earlier, maps, weight = ctx.saved_tensors
-        neuron, needed = ctx.neuron, ctx.needs_input_grad
-        widths = torch.as_tensor(ctx.width, dtype=membrane.dtype, device=membrane.device).expand(len(membrane))
+        neuron, layout, needed = ctx.neuron, ctx.layout, ctx.needs_input_grad
+        widths = torch.as_tensor(ctx.width, dtype=membrane.dtype, device=membrane.device).reshape(-1)
         slope = _Slope(ctx.how, widths, kept, learned=needed[6])
-        grad_spikes, grad_membrane, handed = (None if grad is None else _rows(grad, ctx.last) for grad in grads)
+        grad_spikes, grad_membrane, handed = (None if grad is None else layout.rows(grad) for grad in grads)
         if grad_spikes is None:
             grad_spikes = torch.zeros_like(membrane)
         run = fused_backward if fusible(membrane) else plain_backward
-        state = membrane.new_zeros(3, membrane.shape[1])
-        if handed is not None:
-            state[ctx.remembered] = handed
+        state = None
+        if needed[7] or handed is not None:
+            state = membrane.new_zeros(3, membrane.shape[1])
+            if handed is not None:
+                state[ctx.remembered] = handed
         found = run(grad_spikes, grad_membrane, membrane, neuron, slope, recurrent, heard, earlier, state)
-        shares: tuple[Tensor | None, Tensor | None] = (None, None)
+        of_neurons: tuple[Tensor | None, ...] = (found.bias, None, None)
         if any(needed[2:4]):
-            shares = share_gradients(found.current, membrane, ctx.drive, neuron, heard)
+            of_neurons = (found.bias, *share_gradients(found.current, membrane, ctx.drive, neuron, heard))
         back = [
-            _unrolled(grad[None], ctx.shape, ctx.last)[0].sum_to_size(shape)
-            if grad is not None and shape is not None
-            else None
-            for grad, shape in zip((found.bias, *shares), ctx.shapes, strict=True)
+            None if grad is None or shape is None else layout.unrolled(grad).sum_to_size(shape)
+            for grad, shape in zip(of_neurons, ctx.shapes, strict=True)
         ]
         grad_recurrent: Tensor | None = None
         grad_weight: Tensor | None = None
-        grad_current = _unrolled(found.current, ctx.shape, ctx.last)
+        grad_current = layout.unrolled(found.current)
         grad_reached: Tensor | None = grad_current
         if recurrent is not None:
             neurons = len(recurrent)
@@ -228,7 +258,10 @@ class _Scan(torch.autograd.Function):
             grad_reached, grad_weight = sparse.gradients(
                 grad_current, weight, ctx.geometry, known, needed[0], needed[5]
             )
-        grad_before = _unrolled(state[ctx.remembered].clone(), ctx.shape, ctx.last) if needed[7] else None
+        grad_before: Tensor | None = None
+        if needed[7]:
+            assert state is not None
+            grad_before = layout.unrolled(state[ctx.remembered].clone())
         return grad_reached, *back, grad_recurrent, grad_weight, found.width, grad_before, None, None, None, None
 
 
@@ -242,28 +275,6 @@ def _remembered(neuron: Neuron, recurrent: Tensor | None) -> slice:
 def _channels_last(current: Tensor) -> bool:
     """Whether channels of a current [T, B, C, H, W] are the last in memory, as convolutions leave them."""
     return current.dim() == 5 and not current.is_contiguous() and current.movedim(2, -1).is_contiguous()
-
-
-def _rows(values: Tensor, last: bool | None = None) -> Tensor:
-    """Values [T, B, *shape] as [T, M], neurons in the order of the memory, or with their channels last."""
-    last = _channels_last(values) if last is None else last
-    return (values.movedim(2, -1) if last else values).reshape(len(values), -1)
-
-
-def _unrolled(rows: Tensor, shape: tuple[int, ...], last: bool) -> Tensor:
-    """What `_rows` made of values of that shape, or of more or fewer steps of them, as they were."""
-    _, batch, channels, *side = shape
-    if not last:
-        return rows.view(-1, batch, channels, *side)
-    return rows.view(-1, batch, *side, channels).movedim(-1, 2)
-
-
-def _flat(values: Share, current: Tensor) -> Share:
-    """What broadcasts to a step of current [T, B, *shape], as [M]; a number stays one."""
-    if not isinstance(values, Tensor):
-        return values
-    over = values.detach().to(current).expand(current.shape[1:])
-    return _rows(over[None], _channels_last(current))[0]
 
 
 def share_gradients(
@@ -418,7 +429,7 @@ def fused_forward(
     arrays = (current.numpy(), _array(bias), spikes.numpy(), kept)
     constants = (_array(neuron.alpha), _array(neuron.beta), np.float32(neuron.threshold), *neuron[3:])
     if recurrent is None:
-        in_parts(kernel, neurons, current.numel(), 0, steps, *arrays, *constants)
+        in_parts(kernel, neurons, steps * neurons, 0, steps, *arrays, *constants)
     else:
         for t in range(steps):
             if t > 0:
@@ -445,29 +456,31 @@ def fused_backward(
     """`plain_backward` in one pass over memory, h computed on the way; float32 on the CPU."""
     how, (steps, neurons) = slope.backward, membrane.shape
     grad_spikes = grad_spikes.contiguous() if recurrent is None else grad_spikes.clone()
-    grad_current, grad_bias = torch.empty_like(membrane), membrane.new_zeros(neurons)
-    moment = torch.zeros_like(grad_bias) if slope.learned else torch.empty(0)
-    if state is None:
-        state = membrane.new_zeros(3, neurons)
-    absent = torch.empty(0, 0)
-    extra, heard = (absent if x is None else x for x in (grad_membrane, spikes))
-    kept = absent.bool() if slope.kept is None else slope.kept
+    grad_current, grad_bias = torch.empty_like(membrane), np.zeros(neurons, np.float32)
+    moment = np.zeros(neurons if slope.learned else 0, np.float32)
+    following = np.zeros((3, neurons), np.float32) if state is None else state.numpy()
     if earlier is None:
         earlier = membrane.new_zeros(neurons if neuron.skips else 0)
-    arrays = [_array(x) for x in (grad_spikes, extra, membrane, slope.widths, kept, heard, earlier)]
-    arrays += [x.numpy() for x in (grad_current, grad_bias, moment, state)]
+    arrays = (
+        *(grad_spikes.numpy(), NOTHING if grad_membrane is None else _array(grad_membrane), membrane.numpy()),
+        *(_array(slope.widths), NO_MASK if slope.kept is None else slope.kept.numpy()),
+        *(NOTHING if spikes is None else spikes.numpy(), earlier.numpy()),
+        *(grad_current.numpy(), grad_bias, moment, following),
+    )
     constants = (_array(neuron.alpha), _array(neuron.beta), np.float32(neuron.threshold), *neuron[3:])
-    flags = (list(SURROGATES).index(how.shape), np.float32(how.gain), how.detach_reset, how.dead_below_zero)
+    flags = (PLACES[how.shape], np.float32(how.gain), how.detach_reset, how.dead_below_zero)
     if recurrent is None:
-        in_parts(kernels.backward, neurons, membrane.numel(), 0, steps, *arrays, *constants, *flags)
+        in_parts(kernels.backward, neurons, steps * neurons, 0, steps, *arrays, *constants, *flags)
     else:
         for t in reversed(range(steps)):
-            grad_spikes[t] += heard_from(state[0], recurrent.T)
+            grad_spikes[t] += heard_from(torch.from_numpy(following[0]), recurrent.T)
             in_parts(kernels.backward, neurons, neurons, t, t + 1, *arrays, *constants, *flags)
-    grad_width = -moment.sum() / (slope.widths[0] * membrane.numel()) if slope.learned else None
-    return _Gradients(grad_current, grad_bias, grad_width)
+    grad_width = None
+    if slope.learned:
+        grad_width = -torch.from_numpy(moment).sum() / (slope.widths[0] * membrane.numel())
+    return _Gradients(grad_current, torch.from_numpy(grad_bias), grad_width)
 
 
 def _array(values: Share) -> np.ndarray:
     """As kernels take it: in float32 too, since torch multiplies a float32 tensor by a number in float32."""
-    return values.detach().contiguous().numpy() if isinstance(values, Tensor) else np.array([values], np.float32)
+    return values.contiguous().numpy() if isinstance(values, Tensor) else np.array([values], np.float32)

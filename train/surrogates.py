@@ -101,7 +101,7 @@ class Backward:
         return 1 / (1 - self.mask) if self.rescale else 1.0
 
     def slope(self, membrane: Tensor, threshold: float, widths: Tensor, kept: Tensor | None) -> Tensor:
-        """ds/dv [T, M] of membranes [T, M] with widths [T], and the draw [T, M] of what is kept."""
+        """ds/dv [T, M] of membranes [T, M] with widths [T] or [1], and the draw [T, M] of what is kept."""
         slope = surrogate(self.shape)(membrane - threshold, widths[:, None])
         if kept is not None:
             slope = slope * kept * self.gain

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from train import online, recompute
 from train.modes import dropping_out
@@ -26,18 +25,20 @@ Learnt = tuple[Tensor, Tensor, dict[str, Tensor]]
 
 
 def optimizer_of(network: SpikingNetwork, training: Training) -> torch.optim.AdamW:
-    """One group each for synapses, which alone decay, for learned widths, which move slowly, and for the rest."""
+    """Parameters in groups of the same settings: of all, synapses alone decay, and learned widths move slowly."""
     links = [link for stage in network.stages for link in stage.links]
     synapses = {p for link in links for name, p in link.synapse.named_parameters() if name != "bias"}
     widths = set(network.learned_widths.values())
-    every = list(network.parameters())  # in order: sets of tensors have none that repeats itself
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in every if p in synapses], "weight_decay": training.weight_decay},
-        {"params": [p for p in every if p not in synapses | widths]},
-        {"params": [p for p in every if p in widths], "initial_lr": WIDTH_RATE * training.learning_rate},
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in network.parameters():
+        rate = training.learning_rate * (WIDTH_RATE if parameter in widths else 1)
+        decay = training.weight_decay if parameter in synapses else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    each = [
+        {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
     ]
-    rate = training.learning_rate
-    return torch.optim.AdamW([{"initial_lr": rate, **group} for group in groups], lr=rate, weight_decay=0.0, fused=True)
+    return torch.optim.AdamW(each, fused=True)
 
 
 def by_backpropagation(
@@ -49,14 +50,14 @@ def by_backpropagation(
     masks: tuple[int, ...],
 ) -> Learnt:
     """Learn one batch by backpropagation through time."""
-    with dropping_out(*masks):
+    with dropping_out(network, *masks):
         emitted, membranes = network.spikes_and_membranes(spikes) if training.pda else (network.spikes(spikes), {})
     output, means = emitted[network.stages[-1].name], _means(emitted)
     del emitted
     objective = _loss(network, labels, output)
     if training.pda:
         objective = objective + training.pda * _shift(network, membranes)
-    optimizer.zero_grad()
+    network.zero_grad()
     objective.backward()
     optimizer.step()
     network.keep_in_range()
@@ -72,7 +73,7 @@ def by_recomputation(
     masks: tuple[int, ...],
 ) -> Learnt:
     """`by_backpropagation` in less memory, see `train/recompute.py`."""
-    optimizer.zero_grad()
+    network.zero_grad()
     learnt = recompute.backpropagate(network, spikes, partial(_loss, network, labels), masks)
     optimizer.step()
     network.keep_in_range()
@@ -91,16 +92,16 @@ def step_by_step(
     steps, output, state = len(spikes), network.stages[-1], online.State()
     objective = torch.zeros(())
     emitted: dict[str, Tensor] = {}
-    optimizer.zero_grad()
+    network.zero_grad()
     for frame in spikes.split(1):
-        with dropping_out(*masks):  # at every step anew, and so the same ones
+        with dropping_out(network, *masks):  # at every step anew, and so the same ones
             shown, state = online.step(network, frame, state, training.input_trace)
         of_step = loss_of_step(shown[output.name], labels, output.spiking, training.mse_share) / steps
         of_step.backward()
         if training.online == "o":
             optimizer.step()
             network.keep_in_range()
-            optimizer.zero_grad()
+            network.zero_grad()
         objective = objective + of_step.detach().cpu()
         emitted = {name: emitted.get(name, 0.0) + out.detach() / steps for name, out in shown.items()}
     if training.online == "a":
