@@ -80,11 +80,16 @@ def main() -> None:
     parser.add_argument("--aware-learning-rate", type=float, default=1e-3)
     parser.add_argument("--few-epochs", type=int, help="of aware training at 2 bits and fewer")
     parser.add_argument("--few-learning-rate", type=float, default=3e-3)
+    parser.add_argument("--few-weight-decay", type=float, default=0.0)
     parser.add_argument("--set", action="append", default=[], help="change one key of the configuration")
     parser.add_argument("--name", help="of the section on the page. Default: the configuration's")
     chosen = parser.parse_args()
     name = chosen.name or chosen.config.stem
-    few = {"aware_epochs": chosen.few_epochs or chosen.aware_epochs, "aware_learning_rate": chosen.few_learning_rate}
+    few = {
+        "aware_epochs": chosen.few_epochs or chosen.aware_epochs,
+        "aware_learning_rate": chosen.few_learning_rate,
+        "aware_weight_decay": chosen.few_weight_decay,
+    }
     more = {"aware_epochs": chosen.aware_epochs, "aware_learning_rate": chosen.aware_learning_rate}
     aware = {bits: few if bits in FEW else more for bits in WIDTHS}
     seeds = []

@@ -81,6 +81,15 @@ def test_aware_epochs_can_be_added_to_a_training_that_is_done(tmp_path: Path) ->
     assert epochs == {3}
 
 
+def test_weights_decay_in_aware_epochs_by_a_share_of_their_own(tmp_path: Path) -> None:
+    sizes = []
+    for decay in (0.0, 50.0):
+        training = Training(epochs=1, aware_epochs=1, aware_weight_decay=decay, batch_size=32)
+        fit(network := fresh(), few(), ENCODING, training, tmp_path, aware=AwareNetwork)
+        sizes.append(network.get_submodule("dense2").get_parameter("weight").norm().item())
+    assert sizes[1] < 0.9 * sizes[0]
+
+
 def test_online_training_cannot_be_aware() -> None:
     with pytest.raises(UserError, match="aware_epochs = 2 with online = 'a'"):
         Training(online="a", aware_epochs=2)

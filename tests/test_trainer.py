@@ -203,6 +203,7 @@ def test_a_network_with_another_number_of_classes_is_refused(few, tmp_path):
         {"learning_rate": 1.5},
         {"seed": -1},
         {"weight_decay": -0.1},
+        {"aware_weight_decay": -0.1},
         {"pda": -1.0},
         {"pda": float("inf")},
     ],

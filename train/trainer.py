@@ -84,7 +84,13 @@ def fit(
     network.clips = None
     if training.epochs:
         # Aware epochs change nothing of those before, whose state is therefore good for any number of them.
-        floats = replace(training, aware_epochs=0, aware_learning_rate=TrainingSettings.aware_learning_rate)
+        usual = TrainingSettings()
+        floats = replace(
+            training,
+            aware_epochs=0,
+            aware_learning_rate=usual.aware_learning_rate,
+            aware_weight_decay=usual.aware_weight_decay,
+        )
         told = _told(progress, before=training.relu_epochs, after=training.aware_epochs)
         _train(network, dataset, encoding, floats, folder / "state.safetensors", fingerprint, told, metrics, {})
     if aware is not None and training.aware_epochs:
@@ -93,6 +99,7 @@ def fit(
             training,
             epochs=training.aware_epochs,
             learning_rate=training.aware_learning_rate,
+            weight_decay=training.aware_weight_decay,
             relu_epochs=0,
             aware_epochs=0,
         )

@@ -12,7 +12,7 @@ from base.errors import UserError
 class TrainingSettings:
     """All but the seed, as a configuration says it.
 
-    weight_decay: decoupled, of synapses' weights alone: no biases, norms, decays, k or widths.
+    weight_decay: decoupled, of synapses' weights alone: no biases, norms, decays, k or widths; in float epochs.
     pda: how much the penalty of `objectives.pda` weighs, 0 for none; 0.001 to 0.1 is usual.
     time_weights: whether steps of the output count by how well they answer alone (`train/time_weights.py`).
     online: "" for backpropagation through time; else OTTT (`train/online.py`), whose gradients are summed over the
@@ -22,7 +22,8 @@ class TrainingSettings:
     (`train/conversion.py`). With epochs = 0 that is all.
     recompute: whether the steps are computed again for the backward pass (`train/recompute.py`), in less memory.
     aware_epochs: for how many epochs training goes on with the forward pass of the integers (`quantize/aware.py`), the
-    learning rate falling along a cosine of its own from `aware_learning_rate`.
+    learning rate falling along a cosine of its own from `aware_learning_rate`, weights decaying by
+    `aware_weight_decay`.
     """
 
     epochs: int = 40
@@ -38,6 +39,7 @@ class TrainingSettings:
     relu_epochs: int = 0
     aware_epochs: int = 0
     aware_learning_rate: float = 1e-3
+    aware_weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Training(TrainingSettings):
             raise UserError(
                 "mse_share and input_trace belong to training online; set online = 'a' or 'o', or leave them out"
             )
-        for name, usual in (("weight_decay", "0.01"), ("pda", "0.01")):
+        for name, usual in (("weight_decay", "0.01"), ("aware_weight_decay", "0.1"), ("pda", "0.01")):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(
                     f"training with {name} = {getattr(self, name)}: must be 0, for none, or above; {usual} is usual"
