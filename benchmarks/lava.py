@@ -94,11 +94,11 @@ def page(command: str, rows: list[str]) -> str:
     OMP_NUM_THREADS=1 uv run {command}
 
 wrote this page: samples a second on two cores that other work shares, medians of {ROUNDS} rounds of {ALONE},
-{STREAMED} and up to {LANED:,} samples of the data set, held-out ones first. With "a runtime each" Lava's processes are made, compiled, run and stopped for
-every sample, as its tutorials do; imports and the layout of weights are not counted. The others are what
-`pipeline.py deploy` does: one runtime in a guarded process, whose start is counted, one lane on stock processes
-throughout, or as many lanes as it chooses by itself for a long set. One start, of about two seconds, is shared by all
-samples: verifying a set of a few hundred cannot be many hundred times as fast.
+{STREAMED} and up to {LANED:,} samples of the data set, held-out ones first. With "a runtime each" Lava's processes are
+made, compiled, run and stopped for every sample, as its tutorials do; imports and the layout of weights are not
+counted. The others are what `pipeline.py deploy` does: one runtime in a guarded process, whose start is counted, one
+lane on stock processes throughout, or as many lanes as it chooses by itself for a long set. One start, of about two
+seconds, is shared by all samples: verifying a set of a few hundred cannot be many hundred times as fast.
 Every spike of every population was the engine's.
 
 | network | T | a runtime each | one lane | samples | lanes | with lanes | times a runtime each |
