@@ -68,6 +68,25 @@ def test_gradients_are_those_of_autograd(shape, kernel, geometry, density, dtype
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("outputs", [12, 130])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("density", [0.02, 0.6])
+def test_a_dense_layer_reads_maps_like_their_vectors_however_they_lie_in_memory(outputs, memory, density):
+    vectors = spikes_of((4, 3, 300), density, torch.float32)
+    maps = vectors.view(12, 3, 10, 10).to(memory_format=memory).unflatten(0, (4, 3))
+    weight = torch.randn(outputs, 300, generator=torch.Generator().manual_seed(3))
+    error = torch.randn(4, 3, outputs, generator=torch.Generator().manual_seed(4))
+    found, expected = [], []
+    for each, into in ((maps, found), (vectors, expected)):
+        leaves = [each.detach().requires_grad_(), weight.detach().requires_grad_()]
+        current = conducted(*leaves)
+        into += [current, *torch.autograd.grad(current, leaves, error)]
+    assert torch.equal(found[0], expected[0])
+    assert found[1].shape == maps.shape
+    for ours, theirs in zip(found[1:], (expected[1].view_as(maps), expected[2]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_listed_and_what_is_multiplied_is_chosen_by_density(monkeypatch):
     ways = []
     monkeypatch.setattr(sparse, "_added", lambda rows, table: ways.append("listed") or torch.zeros(64, 200))

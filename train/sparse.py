@@ -73,9 +73,9 @@ class Kept(NamedTuple):
 
 
 def conducted(maps: Tensor, weight: Tensor, geometry: Geometry | None = None) -> Tensor:
-    """Current [..., O] of maps [..., I] and weights [O, I], or, with a geometry, [..., O, H', W'] of maps
-    [..., C, H, W] and weights [O, C / groups, kh, kw], by whichever way is faster for so many spikes. Maps are of any
-    type."""
+    """Current [..., O] of maps [..., I], two or three dimensions, or [..., C, H, W], which are flattened, and weights
+    [O, I]; or, with a geometry, [..., O, H', W'] of maps [..., C, H, W] and weights [O, C / groups, kh, kw]; by
+    whichever way is faster for so many spikes. Maps are of any type."""
     return _Product.apply(maps, weight, geometry)
 
 
@@ -95,16 +95,17 @@ class _Product(torch.autograd.Function):
 
 def product(maps: Tensor, weight: Tensor, geometry: Geometry | None) -> tuple[Tensor, Kept]:
     """The current of `conducted`, and what `gradients` need to know."""
-    flat = maps.detach().flatten(0, -2 if geometry is None else -4)
+    sample = 1 if maps.dim() < 4 else 3  # dimensions
+    flat, lead = maps.detach().flatten(0, -sample - 1), maps.shape[:-sample]
     compiled = fusible(weight) and maps.device == weight.device
     if geometry is None:
         if compiled and len(weight) >= LEAST_OUTPUTS:
-            shown = flat.contiguous().numpy()
+            shown = _vectors(flat)
             nonzero = _count(shown.reshape(-1))
             if nonzero <= DENSEST * shown.size:
                 rows = Rows(*_listed(shown, nonzero))
-                return _added(rows, weight.detach().t()).view(*maps.shape[:-1], -1), Kept(None, maps.shape, rows)
-        return F.linear(maps.to(weight.dtype), weight), Kept(maps, maps.shape)
+                return _added(rows, weight.detach().t()).unflatten(0, lead), Kept(None, maps.shape, rows)
+        return F.linear(flat.flatten(1).to(weight.dtype), weight).unflatten(0, lead), Kept(maps, maps.shape)
     taps = None
     if compiled:
         flat = flat.contiguous(memory_format=torch.channels_last)
@@ -116,7 +117,7 @@ def product(maps: Tensor, weight: Tensor, geometry: Geometry | None) -> tuple[Te
             weight = weight.contiguous(memory_format=torch.channels_last)
     if taps is None:
         current = F.conv2d(flat.to(weight.dtype), weight, None, *geometry)
-    return current.unflatten(0, maps.shape[:-3]), Kept(maps, maps.shape, taps=taps)
+    return current.unflatten(0, lead), Kept(maps, maps.shape, taps=taps)
 
 
 def gradients(
@@ -126,13 +127,23 @@ def gradients(
     if geometry is not None:
         return _conv_gradients(grad, weight, geometry, kept, of_maps, of_weight)
     flat = grad.reshape(-1, len(weight))
-    grad_maps = (flat @ weight).view(kept.shape) if of_maps else None
+    grad_maps = _dense_map_gradient(flat, weight, kept.shape) if of_maps else None
     if not of_weight:
         return grad_maps, None
+    inputs = weight.shape[1]
     if kept.rows is not None:
-        return grad_maps, _added(Rows(*_by_column(*kept.rows, kept.shape[-1])), flat).t()
+        return grad_maps, _added(Rows(*_by_column(*kept.rows, inputs)), flat).t()
     assert kept.maps is not None
-    return grad_maps, flat.t() @ kept.maps.reshape(-1, kept.shape[-1]).to(weight.dtype)
+    return grad_maps, flat.t() @ kept.maps.reshape(-1, inputs).to(weight.dtype)
+
+
+def _dense_map_gradient(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+    """That of maps of a shape, whose channels are the last in memory where it costs less to move those of weights."""
+    if len(shape) < 4 or len(weight) > len(grad):
+        return (grad @ weight).view(shape)
+    *lead, channels, height, width = shape
+    by_pixel = weight.view(-1, channels, height * width).mT.reshape(weight.shape)
+    return (grad @ by_pixel).view(*lead, height, width, channels).movedim(-1, -3)
 
 
 def _conv_gradients(
@@ -194,6 +205,14 @@ def _pixels(maps: Tensor) -> np.ndarray:
     return maps.detach().movedim(1, -1).flatten(1, 2).numpy()
 
 
+def _vectors(maps: Tensor) -> np.ndarray:
+    """Maps [N, C, H, W] as `_pixels` where their channels are the last in memory; otherwise, and vectors [N, I], as
+    [N, I, 1]."""
+    if maps.dim() == 4 and maps.is_contiguous(memory_format=torch.channels_last):
+        return _pixels(maps)
+    return maps.flatten(1).contiguous().unsqueeze(-1).numpy()
+
+
 @njit(cache=True, nogil=True)
 def _count(values):  # type: ignore[no-untyped-def]
     found = 0
@@ -204,14 +223,17 @@ def _count(values):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _listed(maps, nonzero):  # type: ignore[no-untyped-def]
+    """`Rows` of maps [N, H * W, C], one for each, in the order of channels first."""
+    pixels, channels = maps.shape[1:]
     starts = np.zeros(len(maps) + 1, np.int32)
     columns, values = np.empty(nonzero + 1, np.int32), np.empty(nonzero + 1, np.float32)
     at = 0
     for n in range(len(maps)):
-        row = maps[n]
-        for i in range(len(row)):  # no branch, which would be guessed wrong at every spike
-            columns[at], values[at] = i, row[i]
-            at += row[i] != 0
+        for channel in range(channels):
+            for pixel in range(pixels):  # no branch, which would be guessed wrong at every spike
+                value = maps[n, pixel, channel]
+                columns[at], values[at] = channel * pixels + pixel, value
+                at += value != 0
         starts[n + 1] = at
     return starts, columns[:nonzero], values[:nonzero]
 
