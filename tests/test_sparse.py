@@ -9,12 +9,14 @@ from train import sparse
 from train.scan import lif_scan
 from train.sparse import DENSEST, Geometry, Product, conducted
 from train.surrogates import Backward
+from train.threads import in_parts
 
 CONVOLUTIONS = [
     ((2, 12, 12), (20, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 1)),
     ((1, 28, 27), (16, 5, 4), Geometry((2, 3), (0, 2), (1, 1), 1)),
     ((3, 9, 9), (5, 3, 2), Geometry((1, 2), (2, 1), (2, 3), 1)),
     ((4, 8, 8), (6, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 2)),
+    ((3, 11, 10), (6, 2, 3), Geometry((3, 2), (1, 1), (1, 1), 1)),  # some pixels reach no output
 ]
 
 
@@ -68,6 +70,25 @@ def test_gradients_are_those_of_autograd(shape, kernel, geometry, density, dtype
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("outputs", [12, 130])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("density", [0.02, 0.6])
+def test_a_dense_layer_reads_maps_like_their_vectors_however_they_lie_in_memory(outputs, memory, density):
+    vectors = spikes_of((4, 3, 300), density, torch.float32)
+    maps = vectors.view(12, 3, 10, 10).to(memory_format=memory).unflatten(0, (4, 3))
+    weight = torch.randn(outputs, 300, generator=torch.Generator().manual_seed(3))
+    error = torch.randn(4, 3, outputs, generator=torch.Generator().manual_seed(4))
+    found, expected = [], []
+    for each, into in ((maps, found), (vectors, expected)):
+        leaves = [each.detach().requires_grad_(), weight.detach().requires_grad_()]
+        current = conducted(*leaves)
+        into += [current, *torch.autograd.grad(current, leaves, error)]
+    assert torch.equal(found[0], expected[0])
+    assert found[1].shape == maps.shape
+    for ours, theirs in zip(found[1:], (expected[1].view_as(maps), expected[2]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_listed_and_what_is_multiplied_is_chosen_by_density(monkeypatch):
     ways = []
     monkeypatch.setattr(sparse, "_added", lambda rows, table: ways.append("listed") or torch.zeros(64, 200))
@@ -97,6 +118,22 @@ def test_a_scan_of_a_product_is_the_scan_of_its_current(shape, kernel, geometry,
     gradients = [torch.autograd.grad((spikes * error).sum(), [maps, weight, bias]) for spikes, _ in (found, expected)]
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_columns_of_many_samples_are_added_up_some_samples_at_a_time(monkeypatch):
+    shape, kernel, geometry = CONVOLUTIONS[-1]
+    maps = torch.randn(2, 5, *shape, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    weight = torch.randn(kernel[0], shape[0], *kernel[1:], generator=torch.Generator().manual_seed(3))
+    current = conducted(maps, weight, geometry)
+    (together,) = torch.autograd.grad(current.square().sum(), maps, retain_graph=True)
+    ran = []
+    monkeypatch.setattr(sparse, "COLUMNS", 3 * current[0, 0, 0].numel() * weight[0].numel())
+    monkeypatch.setattr(
+        sparse, "in_parts", lambda kernel, items, *rest: ran.append(items) or in_parts(kernel, items, *rest)
+    )
+    (apart,) = torch.autograd.grad(current.square().sum(), maps)
+    assert ran == [3, 3, 3, 1]
+    torch.testing.assert_close(apart, together, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("shape", "kernel", "geometry"), [((2000,), (256,), None), CONVOLUTIONS[0]])

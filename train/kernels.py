@@ -115,13 +115,16 @@ def backward(  # type: ignore[no-untyped-def]
     first, last, begin, end, grad_spikes, grad_membrane, membrane, widths, kept, spikes, earlier, grad_current,
     grad_bias, moment, state, alpha, beta, threshold, hard, floor, late, shape, gain, detached, dead_below_zero,
 ):  # fmt: skip
-    """state [3, M]: gradients of current and voltage, and what a late reset costs. spikes, earlier: those of all steps
-    and of the one before, for hard late resets."""
+    """state [3, M]: gradients of current and voltage, and what a late reset costs; [3, 1], that of all neurons, where
+    nobody asks what is left. spikes, earlier: those of all steps and of the one before, for hard late resets."""
     zero = np.float32(0)
-    h, error, total = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    h, total, nothing = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.zeros(TILE, np.float32)
     grad_u, grad_v, cost = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     keep_u, keep_v = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     skips, deciding = hard and late, np.empty(TILE, np.float32)
+    lowest = zero if floor else np.float32(-np.inf)
+    highest = threshold if hard else np.float32(np.inf)
+    by_level, by_threshold = np.float32(hard and not detached), zero if hard or detached else threshold
     for start in range(first, last, TILE):
         stop = min(start + TILE, last)
         size = stop - start
@@ -134,7 +137,7 @@ def backward(  # type: ignore[no-untyped-def]
         for t in range(end - 1, begin - 1, -1):
             arriving, leaving = grad_spikes[t, start:stop], grad_current[t, start:stop]
             reached = membrane[t, start:stop]
-            pre = reached
+            pre, before = reached, nothing[:size]
             if skips:
                 before = spikes[t - 1, start:stop] if t > 0 else earlier[start:stop]
                 pre = deciding[:size]
@@ -151,37 +154,31 @@ def backward(  # type: ignore[no-untyped-def]
                 for i in range(size):
                     alive = h[i]
                     h[i] = alive if pre[i] > zero else zero
+            extra = grad_membrane[t, start:stop] if len(grad_membrane) > 0 else nothing[:size]
             if late:
                 for i in range(size):
-                    error[i] = arriving[i] - (zero if detached else cost[i])
-                    grad_v[i] = (zero if floor and pre[i] <= zero else keep_v[i] * grad_v[i]) + error[i] * h[i]
+                    blamed = (arriving[i] - (zero if detached else cost[i])) * h[i]
+                    on_v = (keep_v[i] * grad_v[i] if pre[i] > lowest else zero) + blamed + extra[i]
+                    cost[i] = on_v * (reached[i] if hard else threshold)
+                    on_v = zero if before[i] > zero else on_v
+                    on_u = on_v + keep_u[i] * grad_u[i]
+                    h[i], grad_v[i], grad_u[i], leaving[i] = blamed, on_v, on_u, on_u
+                    total[i] += on_v
             else:
                 for i in range(size):
                     kept_on = keep_v[i] * grad_v[i]
-                    level = zero if floor and pre[i] <= zero else pre[i]
-                    error[i] = arriving[i] - (zero if detached else kept_on * (level if hard else threshold))
-                    stopped = (floor and pre[i] <= zero) or (hard and pre[i] > threshold)
-                    grad_v[i] = (zero if stopped else kept_on) + error[i] * h[i]
+                    level = pre[i] if pre[i] > lowest else zero
+                    blamed = (arriving[i] - kept_on * (by_level * level + by_threshold)) * h[i]
+                    on_v = (kept_on if lowest < pre[i] <= highest else zero) + blamed + extra[i]
+                    on_u = on_v + keep_u[i] * grad_u[i]
+                    h[i], grad_v[i], grad_u[i], leaving[i] = blamed, on_v, on_u, on_u
+                    total[i] += on_v
             if len(moment) > 0:
                 moments = moment[start:stop]
                 for i in range(size):
-                    moments[i] += error[i] * h[i] * (pre[i] - threshold)
-            if len(grad_membrane) > 0:
-                extra = grad_membrane[t, start:stop]
-                for i in range(size):
-                    grad_v[i] += extra[i]
-            if late:
-                for i in range(size):
-                    cost[i] = grad_v[i] * (reached[i] if hard else threshold)
-            if skips:
-                for i in range(size):
-                    passed = grad_v[i]
-                    grad_v[i] = zero if before[i] > zero else passed
+                    moments[i] += h[i] * (pre[i] - threshold)
+        if state.shape[1] == membrane.shape[1]:
             for i in range(size):
-                grad_u[i] = grad_v[i] + keep_u[i] * grad_u[i]
-                total[i] += grad_v[i]
-                leaving[i] = grad_u[i]
-        for i in range(size):
-            state[0, start + i], state[1, start + i], state[2, start + i] = grad_u[i], grad_v[i], cost[i]
+                state[0, start + i], state[1, start + i], state[2, start + i] = grad_u[i], grad_v[i], cost[i]
         for i in range(size):
             grad_bias[start + i] = total[i]

@@ -458,7 +458,7 @@ def fused_backward(
     grad_spikes = grad_spikes.contiguous() if recurrent is None else grad_spikes.clone()
     grad_current, grad_bias = torch.empty_like(membrane), np.zeros(neurons, np.float32)
     moment = np.zeros(neurons if slope.learned else 0, np.float32)
-    following = np.zeros((3, neurons), np.float32) if state is None else state.numpy()
+    following = np.zeros((3, 1 if recurrent is None else neurons), np.float32) if state is None else state.numpy()
     if earlier is None:
         earlier = membrane.new_zeros(neurons if neuron.skips else 0)
     arrays = (

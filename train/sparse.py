@@ -4,7 +4,8 @@ The same kernel makes the current from the weights' rows and the weights' gradie
 listed by sample there and by source here. Sums are float32's in the order of the sources (or of the samples): another
 order than that of a matrix product, so the last digits differ, but the same one for any batch and any threads.
 
-Maps and currents of convolutions have their channels last in memory, where oneDNN is several times as fast.
+Maps and currents of convolutions have their channels last in memory, where oneDNN is several times as fast. It is slow
+only at the gradient of small strided maps, which a matrix product and the sum of its columns then stand in for.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from train.threads import fusible, in_parts
 
 # Measured on one thread against MKL and oneDNN: the share of values other than 0 up to which adding rows is faster.
 DENSEST = 0.25  # of what a dense layer reads
-DENSEST_MAPS = 0.03  # of maps, whose channels count in sixteens as oneDNN multiplies them
-CHANNELS_AT_ONCE = 16
+DENSEST_MAPS = 0.03
 LEAST_OUTPUTS = 128  # of a dense layer; below, listing the spikes costs what is saved
 TILE = 512  # outputs whose sums stay in the first-level cache
+MOST_PRODUCTS = 1 << 14  # per row of strided maps, up to which adding up columns is faster
+COLUMNS = 1 << 17  # values of columns that are made at once, to stay in the second-level cache
 
 Pair = tuple[int, int]
 
@@ -73,9 +75,9 @@ class Kept(NamedTuple):
 
 
 def conducted(maps: Tensor, weight: Tensor, geometry: Geometry | None = None) -> Tensor:
-    """Current [..., O] of maps [..., I] and weights [O, I], or, with a geometry, [..., O, H', W'] of maps
-    [..., C, H, W] and weights [O, C / groups, kh, kw], by whichever way is faster for so many spikes. Maps are of any
-    type."""
+    """Current [..., O] of maps [..., I], two or three dimensions, or [..., C, H, W], which are flattened, and weights
+    [O, I]; or, with a geometry, [..., O, H', W'] of maps [..., C, H, W] and weights [O, C / groups, kh, kw]; by
+    whichever way is faster for so many spikes. Maps are of any type."""
     return _Product.apply(maps, weight, geometry)
 
 
@@ -95,28 +97,28 @@ class _Product(torch.autograd.Function):
 
 def product(maps: Tensor, weight: Tensor, geometry: Geometry | None) -> tuple[Tensor, Kept]:
     """The current of `conducted`, and what `gradients` need to know."""
-    flat = maps.detach().flatten(0, -2 if geometry is None else -4)
+    sample = 1 if maps.dim() < 4 else 3  # dimensions
+    flat, lead = maps.detach().flatten(0, -sample - 1), maps.shape[:-sample]
     compiled = fusible(weight) and maps.device == weight.device
     if geometry is None:
         if compiled and len(weight) >= LEAST_OUTPUTS:
-            shown = flat.contiguous().numpy()
+            shown = _vectors(flat)
             nonzero = _count(shown.reshape(-1))
             if nonzero <= DENSEST * shown.size:
                 rows = Rows(*_listed(shown, nonzero))
-                return _added(rows, weight.detach().t()).view(*maps.shape[:-1], -1), Kept(None, maps.shape, rows)
-        return F.linear(maps.to(weight.dtype), weight), Kept(maps, maps.shape)
+                return _added(rows, weight.detach().t()).unflatten(0, lead), Kept(None, maps.shape, rows)
+        return F.linear(flat.flatten(1).to(weight.dtype), weight).unflatten(0, lead), Kept(maps, maps.shape)
     taps = None
     if compiled:
         flat = flat.contiguous(memory_format=torch.channels_last)
-        multiplied = -(-flat.shape[1] // CHANNELS_AT_ONCE) * CHANNELS_AT_ONCE * flat[:, 0].numel()
-        if geometry.groups == 1 and _count(_pixels(flat).reshape(-1)) <= DENSEST_MAPS * multiplied:
+        if geometry.groups == 1 and _count(_pixels(flat).reshape(-1)) <= DENSEST_MAPS * flat.numel():
             taps = _taps_of(flat.shape[2:], weight, geometry)
             current = _added_taps(flat, weight, taps)
         else:
-            weight = weight.contiguous(memory_format=torch.channels_last)
+            weight = _channels_last(weight)
     if taps is None:
         current = F.conv2d(flat.to(weight.dtype), weight, None, *geometry)
-    return current.unflatten(0, maps.shape[:-3]), Kept(maps, maps.shape, taps=taps)
+    return current.unflatten(0, lead), Kept(maps, maps.shape, taps=taps)
 
 
 def gradients(
@@ -126,13 +128,23 @@ def gradients(
     if geometry is not None:
         return _conv_gradients(grad, weight, geometry, kept, of_maps, of_weight)
     flat = grad.reshape(-1, len(weight))
-    grad_maps = (flat @ weight).view(kept.shape) if of_maps else None
+    grad_maps = _dense_map_gradient(flat, weight, kept.shape) if of_maps else None
     if not of_weight:
         return grad_maps, None
+    inputs = weight.shape[1]
     if kept.rows is not None:
-        return grad_maps, _added(Rows(*_by_column(*kept.rows, kept.shape[-1])), flat).t()
+        return grad_maps, _added(Rows(*_by_column(*kept.rows, inputs)), flat).t()
     assert kept.maps is not None
-    return grad_maps, flat.t() @ kept.maps.reshape(-1, kept.shape[-1]).to(weight.dtype)
+    return grad_maps, flat.t() @ kept.maps.reshape(-1, inputs).to(weight.dtype)
+
+
+def _dense_map_gradient(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+    """That of maps of a shape, whose channels are the last in memory where it costs less to move those of weights."""
+    if len(shape) < 4 or len(weight) > len(grad):
+        return (grad @ weight).view(shape)
+    *lead, channels, height, width = shape
+    by_pixel = weight.view(-1, channels, height * width).mT.reshape(weight.shape)
+    return (grad @ by_pixel).view(*lead, height, width, channels).movedim(-1, -3)
 
 
 def _conv_gradients(
@@ -140,16 +152,20 @@ def _conv_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     assert kept.maps is not None
     grad, maps = grad.flatten(0, -4), kept.maps.flatten(0, -4)
-    if fusible(weight) and weight.device == maps.device:
+    compiled = fusible(weight) and weight.device == maps.device
+    if compiled:
         grad, maps = (x.contiguous(memory_format=torch.channels_last) for x in (grad, maps))
-    wanted = of_maps, of_weight and kept.taps is None, False
+    by_columns = of_maps and compiled and _columns_pay(weight, geometry, maps.shape, grad.shape)
+    wanted = of_maps and not by_columns, of_weight and kept.taps is None, False
     grad_maps = grad_weight = None
     if any(wanted):
         *moving, groups = geometry
-        laid = weight.contiguous(memory_format=torch.channels_last) if fusible(weight) else weight
+        laid = _channels_last(weight) if compiled else weight
         grad_maps, grad_weight, _ = torch.ops.aten.convolution_backward(
             grad, maps.to(weight.dtype), laid, None, *moving, False, (0, 0), groups, wanted
         )
+    if by_columns:
+        grad_maps = _added_columns(grad, weight, geometry, maps.shape)
     if of_weight and kept.taps is not None:
         by_source = torch.zeros_like(_by_source(weight))
         arrays = _pixels(maps), _pixels(grad), *kept.taps[:3], by_source.numpy()
@@ -184,14 +200,51 @@ def _added_taps(maps: Tensor, weight: Tensor, taps: Taps) -> Tensor:
     return current
 
 
+def _columns_pay(weight: Tensor, geometry: Geometry, shape: torch.Size, size: torch.Size) -> bool:
+    """Whether `_added_columns` is faster than oneDNN, which is slow at strided maps whose rows take few products."""
+    simple = geometry.dilation == (1, 1) and geometry.groups == 1
+    return simple and geometry.stride[1] > 1 and size[2] * size[3] * weight.numel() <= MOST_PRODUCTS * shape[2]
+
+
+def _added_columns(grad: Tensor, weight: Tensor, geometry: Geometry, shape: torch.Size) -> Tensor:
+    """Gradient of maps of a shape [N, C, H, W] from the current's [N, O, H', W'], float32 on the CPU: of each output
+    pixel the products with all weights (a column), added up where its window lies (col2im)."""
+    samples, channels, *side = shape
+    outputs, _, kernel, _ = weight.shape
+    *_, rows, size = grad.shape
+    errors, table = grad.movedim(1, -1).reshape(-1, outputs), weight.detach().movedim(1, -1).reshape(outputs, -1)
+    at_once = max(1, COLUMNS // (rows * size * table.shape[1]))
+    columns = torch.empty(at_once, rows * size, table.shape[1])  # written again and again while it is in cache
+    grad_maps = torch.empty(samples, *side, channels)
+    for into, shown in zip(grad_maps.split(at_once), errors.split(at_once * rows * size), strict=True):
+        product = torch.mm(shown, table, out=columns[: len(into)].view(len(shown), -1))
+        arrays = product.view(len(into), rows, size, kernel, -1).numpy(), into.numpy()
+        in_parts(_col2im_kernel, len(into), product.numel(), *arrays, *geometry[:2])
+    return grad_maps.movedim(-1, 1)
+
+
 def _by_source(weight: Tensor) -> Tensor:
     """Weights [O, C, kh, kw] as [C, kh * kw, O]."""
     return weight.detach().flatten(2).permute(1, 2, 0).contiguous()
 
 
+def _channels_last(weight: Tensor) -> Tensor:
+    """The weights in that order, and with strides that say so, which those of a single channel else leave open: oneDNN
+    would then take maps and current in the other order."""
+    return weight.detach().clone(memory_format=torch.channels_last)
+
+
 def _pixels(maps: Tensor) -> np.ndarray:
     """Maps [N, C, H, W], the channels last in memory, as [N, H * W, C]."""
     return maps.detach().movedim(1, -1).flatten(1, 2).numpy()
+
+
+def _vectors(maps: Tensor) -> np.ndarray:
+    """Maps [N, C, H, W] as `_pixels` where their channels are the last in memory; otherwise, and vectors [N, I], as
+    [N, I, 1]."""
+    if maps.dim() == 4 and maps.is_contiguous(memory_format=torch.channels_last):
+        return _pixels(maps)
+    return maps.flatten(1).contiguous().unsqueeze(-1).numpy()
 
 
 @njit(cache=True, nogil=True)
@@ -204,14 +257,17 @@ def _count(values):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _listed(maps, nonzero):  # type: ignore[no-untyped-def]
+    """`Rows` of maps [N, H * W, C], one for each, in the order of channels first."""
+    pixels, channels = maps.shape[1:]
     starts = np.zeros(len(maps) + 1, np.int32)
     columns, values = np.empty(nonzero + 1, np.int32), np.empty(nonzero + 1, np.float32)
     at = 0
     for n in range(len(maps)):
-        row = maps[n]
-        for i in range(len(row)):  # no branch, which would be guessed wrong at every spike
-            columns[at], values[at] = i, row[i]
-            at += row[i] != 0
+        for channel in range(channels):
+            for pixel in range(pixels):  # no branch, which would be guessed wrong at every spike
+                value = maps[n, pixel, channel]
+                columns[at], values[at] = channel * pixels + pixel, value
+                at += value != 0
         starts[n + 1] = at
     return starts, columns[:nonzero], values[:nonzero]
 
@@ -303,6 +359,26 @@ def _conv_kernel(first, last, maps, table, starts, through, to, current):  # typ
                 total, weight, payload = sums[to[tap]], table[channel, through[tap]], value[spike]
                 for o in range(outputs):
                     total[o] += payload * weight[o]
+
+
+@njit(cache=True, nogil=True)
+def _col2im_kernel(first, last, columns, maps, stride, padding):  # type: ignore[no-untyped-def]
+    """columns [N, H', W', kh, kw * C], maps [N, H, W, C]; row by row of the maps, which then stays in cache."""
+    _, rows, size, kernel, run = columns.shape
+    height, width, channels = maps.shape[1:]
+    for n in range(first, last):
+        for y in range(height):
+            total = maps[n, y].reshape(-1)
+            total[:] = np.float32(0)
+            for place in range(kernel):
+                row = (y + padding[0] - place) // stride[0]
+                if 0 <= row < rows and row * stride[0] == y + padding[0] - place:
+                    for column in range(size):
+                        left = (column * stride[1] - padding[1]) * channels
+                        start, stop = max(0, -left), min(run, width * channels - left)
+                        window, added = total[left + start : left + stop], columns[n, row, column, place, start:stop]
+                        for i in range(stop - start):
+                            window[i] += added[i]
 
 
 @njit(cache=True, nogil=True)

@@ -61,14 +61,15 @@ class Link:
         return current.expand(len(spikes), *current.shape[1:]), bias
 
     def pooled(self, spikes: Tensor) -> Tensor:
-        """What reaches the synapse, [T, B, ...], of spikes [T, B, *input_shape]: behind the parts before it."""
-        if not self.before:
+        """What reaches the synapse, [T, B, ...], of spikes [T, B, *input_shape]: behind the parts before it. What a
+        dense one flattens are still maps, which `conducted` takes as they lie in memory."""
+        dense = isinstance(self.synapse, nn.Linear)
+        parts = [part for part in self.before if not (dense and isinstance(part, nn.Flatten))]
+        if not parts:
             return spikes
         steps, batch = spikes.shape[:2]
-        maps = spikes.flatten(0, 1)
-        if not (maps.is_floating_point() or all(isinstance(part, nn.Flatten) for part in self.before)):
-            maps = self._floats(maps)
-        for part in self.before:
+        maps = self._floats(spikes.flatten(0, 1))
+        for part in parts:
             maps = _dropped(part, maps, steps) if isinstance(part, nn.Dropout) else part(maps)
         return maps.unflatten(0, (steps, batch))
 
