@@ -452,7 +452,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         for t in range(begin, end):
             pre, fired = activation[t, start:stop], spikes[t, start:stop]
             for i in range(size):
-                u[i] = np.int32(keep_u[i] * u[i]) + np.float64(STATE_UNIT) * math.floor(pre[i])
+                u[i] = np.int32(keep_u[i] * u[i]) + np.float64(STATE_UNIT) * np.floor(pre[i])
             for i in range(size):
                 u[i] = u[i] - 2 * limit if u[i] > limit else (u[i] + 2 * limit if u[i] <= -limit else u[i])
             if late:
