@@ -29,22 +29,24 @@ from numba import njit
 from torch import Tensor, nn
 
 from base.errors import UserError
-from quantize.arithmetic import STATE_LIMIT, STATE_SHIFT
+from quantize.arithmetic import DECAY_UNITY, STATE_LIMIT, STATE_SHIFT
 from quantize.calibration import calibrate
 from quantize.fold import FoldedLayer, fold, pooling, unfolded
 from quantize.grids import levels
 from quantize.precision import EIGHT_BITS, Bits, Precision
 from quantize.scales import Quantized, quantize_each
-from train.kernels import TILE, fill
+from train.kernels import fill
 from train.network import SpikingNetwork
 from train.neurons import LIF
-from train.parts import Skip, SumPool2d, over_channels, remember, running_affine, statistics
+from train.parts import SumPool2d, over_channels, remember, running_affine, statistics
 from train.scan import Neuron, Share, State, fused_forward, heard_from, lif_scan
 from train.sparse import Product
+from train.surrogates import valued
 from train.threads import fusible
 from train.wiring import INPUT, Link, Norm, Stage, unchanging
 
 STATE_UNIT = 1 << STATE_SHIFT
+TILE = 512  # neurons whose state, of twice the width, stays in the first-level cache for all steps
 SAMPLED = 4  # one of so many samples is looked at by the norms
 
 
@@ -98,37 +100,32 @@ class AwareNetwork(SpikingNetwork):
 
     def prepared(self) -> tuple[Stage, ...]:
         """The stages with the integers of the present weights."""
-        each = {found.population.name: found for found in quantize_each(fold(self), self.payload_bits, self.precision)}
+        layers, learned = fold(self), self.clips if self.precision.scales == "learned" else None
+        each = quantize_each(layers, self.payload_bits, self.precision)
         return tuple(
             stage
             if stage.neuron is None
             else _IntegerStage(
                 **vars(stage),
-                integers=each[stage.name],
+                layer=layer,
+                integers=integers,
                 bits=self.precision.of(stage.name),
                 payload_max=(1 << self.payload_bits) - 1,
-                clips=None if self.clips is None else self.clips[stage.name],
+                clips=None if learned is None else learned[stage.name],
             )
-            for stage in self.stages
+            for stage, layer, integers in zip(self.stages, layers, each, strict=True)
         )
 
     def extra_repr(self) -> str:
         return repr(self.precision)
 
 
-class Reaching(NamedTuple):
-    """What reaches the synapse of a link, [T, B, ...], or once of what never changes; its weights as integers; and its
-    bias, not yet rounded, if it has one."""
-
-    maps: Tensor
-    weight: Tensor
-    bias: Tensor | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class _IntegerStage(Stage):
-    """A stage and what quantization made of it, with as many bits for each weight. clips: see SpikingNetwork."""
+    """A stage, folded, and what quantization made of it, with as many bits for each weight. clips: those that learn of
+    SpikingNetwork's."""
 
+    layer: FoldedLayer
     integers: Quantized
     bits: Bits
     payload_max: int
@@ -136,37 +133,36 @@ class _IntegerStage(Stage):
 
     def forward(self, spikes: Mapping[str, Tensor], state: State | None = None) -> tuple[Tensor, Tensor | None]:
         assert state is None, "Training refuses to recompute the steps of integers"
-        neuron, population = self.neuron, self.integers.population
-        recurrent = self.recurrent
-        if recurrent is not None:
-            recurrent = self._on_grid(self._scaled(recurrent), -1, self.integers.grids[-1].weight)
-        reaching = [self._reaching(place, spikes[link.source]) for place, link in enumerate(self.links)]
-        biases = [bias for *_, bias in reaching if bias is not None]
-        bias = _rounded_to(sum(biases[1:], start=biases[0]), population.bias / STATE_UNIT) if biases else None
+        neuron, integers, (link, *others) = self.neuron, self.integers, self.links
+        bias, weights = self._rounded()
+        if bias is not None:
+            bias = over_channels(bias, len(self.output_shape))
         if not isinstance(neuron, LIF):
-            currents = self._activation(reaching, spikes)
+            currents = self._activation(weights, spikes)
             return (currents if bias is None else currents + bias) / self._largest_scale, None
-        threshold = float(population.threshold_mant.max())
-        (maps, weight, _), (link, *others) = reaching[0], self.links
-        steps, forward, synapse = len(spikes[link.source]), integer_forward, None
-        how = neuron.backward(steps, self.current_spread)
-        if population.threshold_mant.ndim:
+        recurrent = weights[-1] if len(weights) > len(self.links) else None
+        threshold, arriving = float(integers.threshold_mant.max()), spikes[link.source]
+        how = neuron.backward(len(arriving), self.current_spread)
+        forward, synapse = integer_forward, None
+        if integers.threshold_mant.ndim:
             # The scan has one threshold, so each neuron's units are stretched until its own is that one.
-            own = torch.from_numpy(population.threshold_mant.astype(np.float32)).to(reaching[0][1])
-            forward = partial(integer_forward, own=Own(own.expand(population.shape).flatten(), recurrent))
+            own = torch.from_numpy(integers.threshold_mant.astype(np.float32)).to(weights[0])
+            own = over_channels(own, len(self.output_shape))
+            forward = partial(integer_forward, own=Own(own.expand(self.output_shape).flatten(), recurrent))
             stretch = threshold / own
-            arriving = (self._activation(reaching, spikes) * stretch).contiguous()  # in the order of the thresholds
+            arriving = (self._activation(weights, spikes) * stretch).contiguous()  # in the order of the thresholds
             bias = None if bias is None else bias * stretch
             recurrent = None if recurrent is None else recurrent * stretch.unsqueeze(1)
-        elif others or isinstance(link.synapse, Skip) or len(maps) < steps or isinstance(link.norm, Norm):
-            arriving = self._activation(reaching, spikes)
+        elif others or not link.multiplies or unchanging(arriving):
+            arriving = self._activation(weights, spikes)
         else:
-            arriving, synapse = maps, Product(weight, link.geometry)
-        emitted, membrane = lif_scan(
+            arriving, synapse = _summing(link).pooled(arriving), Product(weights[0], link.geometry)
+        lost_u, lost_v = integers.lost
+        return lif_scan(
             arriving,
             bias,
-            alpha=_rounded_share(neuron.alpha, population.alpha),
-            beta=_rounded_share(neuron.beta, population.beta),
+            alpha=_kept(neuron.alpha, lost_u),
+            beta=_kept(neuron.beta, lost_v),
             threshold=threshold,
             reset=neuron.reset,
             floor=neuron.floor,
@@ -175,48 +171,71 @@ class _IntegerStage(Stage):
             synapse=synapse,
             forward=forward,
         )
-        return emitted, membrane
 
     def in_floats(self, membrane: Tensor) -> Tensor:
         return membrane / self._largest_scale
 
-    @property
+    @cached_property
     def _largest_scale(self) -> float:
         return float(self.integers.scale.max())
 
-    def _scaled(self, values: Tensor) -> Tensor:
-        """Floats [O, ...] in units of activation, KLIF's k included."""
-        return over_channels(self._gain, values.dim()) * values
-
-    @cached_property
-    def _scale(self) -> Tensor:
-        """From floats to activations, [1] or [O], in the weights' precision."""
-        return torch.from_numpy(self.integers.scale.reshape(-1)).to(self.links[0].synapse.get_parameter("weight"))
+    def _rounded(self) -> tuple[Tensor | None, list[Tensor]]:
+        """The bias [O], if there is one, and the weights of every connection, as integers in units of activation; with
+        the gradients of what became of them."""
+        floats: list[Tensor] = []
+        biases: list[Tensor] = []
+        for link in self.links:
+            weight, bias = link.standardised(link.synapse.get_parameter("weight")), getattr(link.synapse, "bias", None)
+            gain = self._gain(weight, self._share(link))
+            if isinstance(link.norm, Norm):
+                of_norm, offset = running_affine(link.norm)
+                gain, bias = gain * of_norm, offset if bias is None else offset + of_norm * bias
+            floats += [weight, gain]
+            if bias is not None:
+                biases.append(bias)
+        if self.recurrent is not None:
+            floats += [self.recurrent, self._gain(self.recurrent)]
+        bias = sum(biases[1:], start=biases[0]) if biases else None
+        rounded, *weights = _Rounded.apply(self, self.clips, bias, self._gain(floats[0]), *floats)
+        return rounded, weights
 
     @property
-    def _gain(self) -> Tensor:
-        """What floats are multiplied by on their way to activations, [1] or [O]."""
+    def mantissas(self) -> list[np.ndarray]:
+        """Of the weights of each connection, in the shape of its synapse."""
+        grids = [grid.weight for grid in self.integers.grids]
+        return [*map(unfolded, self.links, grids), *grids[len(self.links) :]]
+
+    def _gain(self, floats: Tensor, share: float = 1.0) -> Tensor:
+        """What brings floats, of a source that counts so much, to units of activation, KLIF's k included: [1] or
+        [O]."""
+        gain = torch.from_numpy((share * self.integers.scale).reshape(-1).astype(np.float32)).to(floats)
         k = self.neuron.k if isinstance(self.neuron, LIF) else None
-        return self._scale if k is None else self._scale * k
+        return gain if k is None else gain * k
 
-    def _reaching(self, place: int, spikes: Tensor) -> Reaching:
-        """Of the link of that place, and of spikes [T, B, *source]."""
-        link = self.links[place]
-        weight, bias = self._folded(link)
-        weight = self._on_grid(weight, place, unfolded(link, self.integers.grids[place].weight))
-        summing = tuple(SumPool2d(part.kernel_size) if isinstance(part, nn.AvgPool2d) else part for part in link.before)
-        maps = replace(link, before=summing).pooled(spikes[:1] if unchanging(spikes) else spikes)
-        return Reaching(maps, weight, None if bias is None else over_channels(bias, len(self.output_shape)))
+    def clip(self, place: int) -> np.ndarray:
+        """Beyond which of a connection's weights, in units of activation, no gradient passes: float32 [1] or [O], and
+        infinite where none is clipped or no clip learns."""
+        if self.clips is None:
+            return np.full(1, np.inf, np.float32)
+        clip = np.atleast_1d(self.integers.scale * self.layer.connections[place].clip).astype(np.float32)
+        return np.full_like(clip, np.inf) if self.bits == 1 else clip
 
-    def _activation(self, reaching: list[Reaching], spikes: Mapping[str, Tensor]) -> Tensor:
+    def _share(self, link: Link) -> float:
+        """What one unit of a source, its payload or a spike of a window, is to the synapse in floats."""
+        _, share = pooling(link)
+        return share / self.payload_max if link.source == INPUT else share
+
+    def _activation(self, weights: list[Tensor], spikes: Mapping[str, Tensor]) -> Tensor:
         """The sum of all links' activations, [T, B, *shape], each rounded down by itself and shown to its norm."""
         arriving = []
-        for link, (maps, weight, _) in zip(self.links, reaching, strict=True):
+        for link, weight in zip(self.links, weights, strict=False):
+            sent = spikes[link.source]
+            maps = _summing(link).pooled(sent[:1] if unchanging(sent) else sent)
             activation = _Floor.apply(link.conducted(maps.flatten(0, 1), weight))
             if isinstance(link.norm, Norm) and link.norm.training:
                 self._remember(link, link.norm, maps, activation)
             activation = activation.unflatten(0, maps.shape[:2])
-            arriving.append(activation.expand(len(spikes[link.source]), *activation.shape[1:]))
+            arriving.append(activation.expand(len(sent), *activation.shape[1:]))
         return sum(arriving[1:], start=arriving[0])
 
     @torch.no_grad()
@@ -225,110 +244,119 @@ class _IntegerStage(Stage):
         unrounded = self._share(link) * link.conducted(pooled[:, ::SAMPLED].flatten(0, 1))
         mean, variance = statistics(unrounded)
         gain, _ = running_affine(norm)
-        unit = self._gain * gain
+        unit = self._gain(gain) * gain
         of_integers = activation.mean([0, *range(2, activation.dim())]) / unit
         mean = torch.where(unit == 0, mean, of_integers)
         remember(norm, mean, variance, unrounded.numel() // len(mean))
 
-    def _folded(self, link: Link) -> tuple[Tensor, Tensor | None]:
-        """Weights in the shape of the link's synapse, and bias [O], in units of activation: what was rounded, for its
-        gradient. A window's share of `fold` is in the weights; its spikes are summed."""
-        weight = link.standardised(link.synapse.get_parameter("weight"))
-        bias = getattr(link.synapse, "bias", None)
-        gain = self._gain * self._share(link)
-        if isinstance(link.norm, Norm):
-            of_norm, offset = running_affine(link.norm)
-            gain, bias = gain * of_norm, offset if bias is None else offset + of_norm * bias
-        return over_channels(gain, weight.dim()) * weight, None if bias is None else self._scaled(bias)
 
-    def _share(self, link: Link) -> float:
-        """What one unit of a source, its payload or a spike of a window, is to the synapse in floats."""
-        _, share = pooling(link)
-        return share / self.payload_max if link.source == INPUT else share
-
-    def _on_grid(self, scaled: Tensor, place: int, mantissas: np.ndarray) -> Tensor:
-        """A connection's weights, in units of activation, as the integers they became.
-
-        The clip learns as its logarithm (Jain et al., arXiv 1903.08066), by the gradient that its step size has where
-        rounding passes the weights' straight through (LSQ, Esser et al., arXiv 1902.08153): of a weight w on level q,
-        q - w / step, and of a clipped one the level, which the weight itself then learns nothing of.
-        """
-        unit = 2.0 ** self.integers.grids[place].exponent
-        integers = torch.from_numpy(np.multiply(mantissas, unit, dtype=np.float32, order="C")).to(scaled)
-        if self.clips is None or not self.clips.requires_grad:
-            return _Straight.apply(scaled, integers)
-        clip = self.clips[place]
-        return _LearnedClip.apply(scaled, integers, clip, self._scale if clip.dim() else self._scale[0], self.bits)
+def _summing(link: Link) -> Link:
+    """The link with the spikes of a window summed: its share is in the weights."""
+    if not link.before:
+        return link
+    parts = (SumPool2d(part.kernel_size) if isinstance(part, nn.AvgPool2d) else part for part in link.before)
+    return replace(link, before=tuple(parts))
 
 
-def _rounded_share(share: Share, rounded: np.ndarray) -> Share:
-    return _rounded_to(share, rounded) if isinstance(share, Tensor) else float(rounded)
+def _kept(share: Share, lost: np.ndarray) -> Share:
+    """The share that is kept of a state which loses so many 4096ths."""
+    kept = np.asarray(1 - lost / DECAY_UNITY)
+    return valued(share, torch.from_numpy(kept).to(share)) if isinstance(share, Tensor) else float(kept)
 
 
-def _rounded_to(scaled: Tensor, integers: np.ndarray) -> Tensor:
-    """The integers, or their multiples of a power of two, with the gradient of what they were rounded from."""
-    return _Straight.apply(scaled, torch.from_numpy(np.asarray(integers, np.float32)).to(scaled).expand(scaled.shape))
+class _Rounded(torch.autograd.Function):
+    """A population's bias [O] or None, and the weights [O, ...] of its connections, as integers in units of activation.
 
-
-class _Straight(torch.autograd.Function):
-    """What values were rounded to; the gradient passes straight through."""
+    floats: of each connection weights, and the gain [1] or [O] that brings them to these units; gain: that of the bias.
+    The gradient passes straight through to floats and gains, but for weights beyond their clip, if that learns. clips,
+    [connections] or [connections, O], do so as their logarithms to base 2 (Jain et al., arXiv 1903.08066), by the
+    gradient that its step size has where rounding passes the weights' straight through (LSQ, Esser et al., arXiv
+    1902.08153): of a weight w on level q, q - w / step, and of a clipped one the level, which the weight itself then
+    learns nothing of. One bit clips nothing.
+    """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, rounded: Tensor) -> Tensor:
-        return rounded
+    def forward(
+        ctx: Any, stage: _IntegerStage, clips: Tensor | None, bias: Tensor | None, gain: Tensor, *floats: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        ctx.stage, ctx.clips = stage, None if clips is None else clips.shape
+        ctx.rounded = [
+            mantissas.astype(np.float32) * np.float32(2.0**grid.exponent)
+            for mantissas, grid in zip(stage.mantissas, stage.integers.grids, strict=True)
+        ]
+        ctx.save_for_backward(bias, gain, *floats)
+        weights = [torch.from_numpy(each).to(weight) for each, weight in zip(ctx.rounded, floats[::2], strict=True)]
+        if bias is None:
+            return None, *weights
+        return torch.from_numpy((stage.integers.bias / STATE_UNIT).astype(np.float32)).to(bias), *weights
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+    def backward(ctx: Any, of_bias: Tensor | None, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        bias, bias_gain, *floats = ctx.saved_tensors
+        least, most = levels(ctx.stage.bits)
+        found: list[Tensor] = []
+        of_clips: list[Tensor] = []
+        for place, (grad, rounded) in enumerate(zip(grads, ctx.rounded, strict=True)):
+            weight, gain = (x.detach() for x in floats[2 * place : 2 * place + 2])
+            run = _fused_gradients if fusible(grad) else rounded_gradients
+            of_weight, of_gain, of_clip = run(grad, weight, rounded, gain, ctx.stage.clip(place), least / most)
+            found += [of_weight, of_gain]
+            of_clips.append(of_clip)
+        of_floats = None if of_bias is None else of_bias * bias_gain
+        of_their_gain = None
+        if of_bias is not None and ctx.needs_input_grad[3]:
+            of_their_gain = (of_bias * bias).sum_to_size(bias_gain.shape)
+        learned = None if ctx.clips is None else math.log(2) * torch.stack(of_clips).view(ctx.clips)
+        return None, learned, of_floats, of_their_gain, *found
 
 
-class _LearnedClip(torch.autograd.Function):
-    """What weights times `scale` were rounded to, with a gradient for the base-2 logarithm of their clip, [] or [O]."""
+class Gradients(NamedTuple):
+    """Of weights [O, ...]; of their gain, [1] or [O]; and of their clip, [1] or [O], times that clip."""
 
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, rounded: Tensor, clip: Tensor, scale: Tensor, bits: Bits) -> Tensor:
-        ctx.save_for_backward(weights, rounded, scale * clip.exp2())
-        ctx.bits = bits
-        return rounded
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weights, rounded, clip = ctx.saved_tensors  # all in units of activation
-        if ctx.bits == 1:
-            of_weights, rows = grad, (grad * rounded).reshape(len(grad), -1).sum(1)
-        else:
-            least, most = levels(ctx.bits)
-            run = _fused_clip_gradients if fusible(grad) else clip_gradients
-            of_weights, rows = run(grad, weights, rounded, clip.expand(len(grad)), least / most)
-        return of_weights, None, math.log(2) * (rows if clip.dim() else rows.sum()), None, None
+    of_weight: Tensor
+    of_gain: Tensor
+    of_clip: Tensor
 
 
-def clip_gradients(grad: Tensor, weights: Tensor, rounded: Tensor, clip: Tensor, least: float) -> tuple[Tensor, Tensor]:
-    """Gradients of weights [O, ...] clipped at least * clip and clip [O], and of each row's clip, times that clip."""
-    reach = over_channels(clip, weights.dim())
-    of_weights = grad * ((weights <= reach) & (weights >= reach * least))
-    return of_weights, (grad * rounded - of_weights * weights).reshape(len(grad), -1).sum(1)
+def rounded_gradients(
+    grad: Tensor, weight: Tensor, rounded: np.ndarray, gain: Tensor, clip: np.ndarray, least: float
+) -> Gradients:
+    """From the gradient of what weights [O, ...] times gain, [1] or [O], were rounded to, after they were clipped at
+    clip, [1] or [O], and least * clip; or at none, which is infinite."""
+    level, reach = (torch.from_numpy(x).to(weight) for x in (rounded, clip))
+    own, high = (over_channels(x, weight.dim()) for x in (gain, reach))
+    scaled = own * weight
+    passed = grad * ((scaled >= least * high) & (scaled <= high))
+    moved, leveled = ((x * y).reshape(len(grad), -1).sum(1) for x, y in ((passed, weight), (grad, level)))
+    of_clip = torch.where(reach.isinf(), leveled, leveled - gain * moved)
+    return Gradients(own * passed, moved.sum_to_size(gain.shape), of_clip.sum_to_size(reach.shape))
 
 
-def _fused_clip_gradients(
-    grad: Tensor, weights: Tensor, rounded: Tensor, clip: Tensor, least: float
-) -> tuple[Tensor, Tensor]:
-    of_weights, rows = torch.empty_like(grad, memory_format=torch.contiguous_format), torch.empty(len(grad))
-    flat = [x.detach().reshape(len(grad), -1).numpy() for x in (grad, weights, rounded)]
-    _clip_kernel(*flat, clip.numpy(), (clip * least).numpy(), of_weights.view(len(grad), -1).numpy(), rows.numpy())
-    return of_weights, rows
+def _fused_gradients(
+    grad: Tensor, weight: Tensor, rounded: np.ndarray, gain: Tensor, clip: np.ndarray, least: float
+) -> Gradients:
+    found = torch.empty(weight.shape), torch.zeros(len(gain)), torch.zeros(len(clip))
+    flat = [x.reshape(len(grad), -1) for x in (grad.numpy(), weight.numpy(), rounded, found[0].numpy())]
+    _gradient_kernel(*flat, gain.numpy(), clip, np.float32(least), found[1].numpy(), found[2].numpy())
+    return Gradients(*found)
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc"})  # a sum of its own order is many times as fast
-def _clip_kernel(grad, weights, rounded, most, least, of_weights, rows):  # type: ignore[no-untyped-def]
+def _gradient_kernel(  # type: ignore[no-untyped-def]
+    grad, weight, rounded, of_weight, gain, clip, least, of_gain, of_clip
+):  # fmt: skip
     for row in range(len(grad)):
-        total, high, low = np.float32(0), most[row], least[row]
-        error, weight, level, passed = grad[row], weights[row], rounded[row], of_weights[row]
+        error, values, level, passed = grad[row], weight[row], rounded[row], of_weight[row]
+        at_gain, at_clip = row % len(gain), row % len(clip)
+        own, high = gain[at_gain], clip[at_clip]
+        low, moved, leveled = least * high, np.float32(0), np.float32(0)
         for i in range(len(error)):
-            inside = error[i] if low <= weight[i] <= high else np.float32(0)
-            passed[i] = inside
-            total += error[i] * level[i] - inside * weight[i]
-        rows[row] = total
+            inside = error[i] if low <= own * values[i] <= high else np.float32(0)
+            passed[i] = own * inside
+            moved += inside * values[i]
+            leveled += error[i] * level[i]
+        of_gain[at_gain] += moved
+        of_clip[at_clip] += leveled if high == np.inf else leveled - own * moved
 
 
 class _Floor(torch.autograd.Function):
@@ -424,7 +452,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         for t in range(begin, end):
             pre, fired = activation[t, start:stop], spikes[t, start:stop]
             for i in range(size):
-                u[i] = np.int32(keep_u[i] * u[i]) + np.float64(STATE_UNIT) * math.floor(pre[i])
+                u[i] = np.int32(keep_u[i] * u[i]) + np.float64(STATE_UNIT) * np.floor(pre[i])
             for i in range(size):
                 u[i] = u[i] - 2 * limit if u[i] > limit else (u[i] + 2 * limit if u[i] <= -limit else u[i])
             if late:

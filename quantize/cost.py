@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quantize.fold import FoldedLayer, conducted
 from quantize.grids import over_rows
-from quantize.integer_network import INPUT, IntegerNetwork
+from quantize.integer_network import INPUT, IntegerNetwork, Population
 from quantize.scales import STATE_UNIT, Quantized, Row, input_biases
 from train.parts import over_channels
 from train.scan import Neuron, plain_forward
@@ -50,11 +50,11 @@ def rounding_costs(
     emitted = {name: torch.from_numpy(raster).double() for name, raster in {INPUT: inputs, **recorded}.items()}
     found = {}
     for layer, made in zip(layers, quantized, strict=True):
-        floats, integers = (_driven(each, emitted) for each in (layer, _rounded(layer, made)))
-        integers = integers._replace(threshold=_over(made.population.threshold_mant.reshape(-1) / made.scale, layer))
+        floats, integers = (_driven(each, emitted) for each in (layer, _rounded(layer, made, network[layer.name])))
+        integers = integers._replace(threshold=_over(made.threshold_mant.reshape(-1) / made.scale, layer))
         if layer.input_is_bias:
             mantissas = torch.from_numpy(input_biases(layers, network, inputs)[0].astype(np.float64))
-            unit = 2.0**made.population.bias_exp / (float(made.scale) * STATE_UNIT)
+            unit = 2.0**made.bias_exp / (float(made.scale) * STATE_UNIT)
             integers = integers._replace(bias=mantissas * unit)
         found[layer.name] = _errors(floats, integers) if layer.neuron == "none" else _changes(layer, floats, integers)
     return found
@@ -83,16 +83,15 @@ def _errors(floats: _Driven, integers: _Driven) -> Row:
     }
 
 
-def _rounded(layer: FoldedLayer, made: Quantized) -> FoldedLayer:
+def _rounded(layer: FoldedLayer, made: Quantized, population: Population) -> FoldedLayer:
     """The layer that its integers stand for, in floats that tell them exactly; its threshold aside."""
-    population = made.population
     return replace(
         layer,
         connections=tuple(
             replace(floats, weight=grid.weight * over_rows(1 / grid.scale, grid.weight))
             for floats, grid in zip(layer.connections, made.grids, strict=False)  # a bias has none
         ),
-        bias=population.bias.reshape(-1) / (made.scale * STATE_UNIT),
+        bias=made.bias.reshape(-1) / (made.scale * STATE_UNIT),
         alpha=population.alpha,
         beta=population.beta,
     )

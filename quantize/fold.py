@@ -7,8 +7,10 @@ population of its own. A folded population fires the spikes of the one it came f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 
 from base.errors import UserError
 from quantize.folded import FoldedConnection, FoldedLayer, Pair, conv_after_pooling, dense_after_pooling, depthwise
+from quantize.grids import over_rows
 from train.network import SpikingNetwork
 from train.neurons import LIF
 from train.parts import ScaledWS, Skip, SumPool2d, running_affine
@@ -26,13 +29,9 @@ from train.wiring import INPUT, Link, Norm, Stage
 
 def fold(network: SpikingNetwork) -> tuple[FoldedLayer, ...]:
     """The network's populations, each folded. Raises UserError for weights that are not finite."""
-    clips: Mapping[str, Tensor] = {} if network.clips is None else dict(network.clips.items())
-    layers = tuple(_fold_stage(stage, clips.get(stage.name)) for stage in network.stages)
-    if network.payload_bits > 1:
-        for layer in layers:
-            for connection in layer.connections:
-                if connection.source == INPUT:
-                    connection.weight[...] *= 1 / (2**network.payload_bits - 1)
+    clips: Mapping[str, Tensor] | nn.ParameterDict = network.clips or {}
+    unit = 1 / (2**network.payload_bits - 1)
+    layers = tuple(_fold_stage(stage, clips.get(stage.name), unit) for stage in network.stages)
     if network.time_weights is None:
         return layers
     *others, output = layers
@@ -72,29 +71,25 @@ def check_alive(layers: tuple[FoldedLayer, ...], payload_bits: int) -> None:
             )
 
 
-def _fold_stage(stage: Stage, logarithms: Tensor | None) -> FoldedLayer:
-    """logarithms: base 2, of where the weights of each connection are clipped, if that is known."""
-    recurrent = stage.recurrent
+def _fold_stage(stage: Stage, logarithms: Tensor | None, unit: float) -> FoldedLayer:
+    """logarithms: base 2, of where the weights of each connection are clipped, if that is known. unit: of the input."""
+    neuron, recurrent = stage.neuron, stage.recurrent
+    k = _float64(stage.name, "k", neuron.k).item() if isinstance(neuron, LIF) and neuron.k is not None else 1.0
     clips: np.ndarray | list[None] = [None] * (len(stage.links) + 1)
     if logarithms is not None:
         clips = 2.0 ** _float64(stage.name, "clip", logarithms)
     folded = [
-        _fold_link(stage.name, link, stage.output_shape, clip) for link, clip in zip(stage.links, clips, strict=False)
+        _fold_link(stage.name, link, stage.output_shape, clip, k * (unit if link.source == INPUT else 1))
+        for link, clip in zip(stage.links, clips, strict=False)
     ]
     connections = [connection for connection, _ in folded]
-    bias = np.sum([bias for _, bias in folded], axis=0)
+    bias = k * reduce(np.add, [bias for _, bias in folded])
     if recurrent is not None:
-        feedback = _float64(stage.name, "recurrent weight", recurrent)
+        feedback = k * _float64(stage.name, "recurrent weight", recurrent)
         connections.append(FoldedConnection(stage.name, feedback, delay=1, clip=clips[-1]))
-    neuron = stage.neuron
     if isinstance(neuron, LIF):
         alpha, beta = (_share(stage.name, what, getattr(neuron, what)) for what in ("alpha", "beta"))
         constants = (alpha, beta, neuron.threshold, neuron.reset, neuron.floor)
-        if neuron.k is not None:
-            k = _float64(stage.name, "k", neuron.k)
-            for connection in connections:
-                connection.weight[...] *= k
-            bias = bias * k
         return FoldedLayer(
             stage.name, stage.output_shape, tuple(connections), bias, *constants, input_is_bias=stage.input_is_bias
         )
@@ -111,9 +106,9 @@ def _share(layer: str, what: str, share: float | torch.Tensor) -> float | np.nda
 
 
 def _fold_link(
-    layer: str, link: Link, shape: tuple[int, ...], clip: np.ndarray | None
+    layer: str, link: Link, shape: tuple[int, ...], clip: np.ndarray | None, unit: float
 ) -> tuple[FoldedConnection, np.ndarray]:
-    """The link as one connection, and what it adds to the bias [O]."""
+    """The link as one connection, whose weights are to be so many times as large, and what it adds to the bias [O]."""
     synapse, (window, share) = link.synapse, pooling(link)
     if isinstance(synapse, nn.MaxPool2d):
         return FoldedConnection(link.source, *_or(synapse, shape[0]), clip=np.asarray(1.0)), np.zeros(shape[0])
@@ -122,10 +117,12 @@ def _fold_link(
     weight = _float64(layer, "weight", link.standardised(exact))
     bias = getattr(synapse, "bias", None)
     bias = np.zeros(len(weight)) if bias is None else _float64(layer, "bias", bias)
+    gain = np.asarray(unit * share)
     if isinstance(link.norm, Norm):
-        gain, offset = _norm(layer, link.norm)
-        weight *= gain.reshape(-1, *[1] * (weight.ndim - 1))
-        bias = offset + gain * bias
+        of_norm, offset = _norm(layer, link.norm)
+        gain, bias = gain * of_norm, offset + of_norm * bias
+    if (gain != 1).any():
+        weight *= over_rows(gain, weight)
     geometry: dict[str, Any] = {}
     if isinstance(synapse, nn.Conv2d):
         geometry = {name: _pair(getattr(synapse, name)) for name in ("stride", "padding", "dilation")}
@@ -136,8 +133,6 @@ def _fold_link(
         weight = np.diag(weight)
     if len(shape) == 1 and window != (1, 1):
         weight = dense_after_pooling(weight, link.input_shape, window)
-    if share != 1:
-        weight *= share
     return FoldedConnection(link.source, weight, geometry, clip=clip), bias
 
 
@@ -186,8 +181,7 @@ def _pair(value: Any) -> Pair:
 
 def _float64(layer: str, what: str, tensor: torch.Tensor) -> np.ndarray:
     values = tensor.detach().cpu().numpy()
-    finite = np.isfinite(values)
-    if not finite.all():
+    if not math.isfinite(np.vdot(values, values)) and not (finite := np.isfinite(values)).all():
         position = tuple(int(i) for i in np.argwhere(~finite)[0])
         raise UserError(
             f"layer '{layer}': {what} at {position} is {values[position]}; only finite weights can be quantized, "

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -78,7 +79,7 @@ def steps_of(clips: Sequence[np.ndarray], bits: Bits, if_zero: float) -> list[St
     whole = round if bits == 1 else math.floor  # one bit clips nothing: the nearest power is the best
     finer = [whole(math.log2(strongest / clip)) if clip else 0 for clip in widest]
     brought = [clip * 2.0**powers for clip, powers in zip(clips, finer, strict=True)]
-    shared = brought[int(np.argmax(widest))] if bits == 1 else np.max(brought, axis=0)
+    shared = brought[int(np.argmax(widest))] if bits == 1 else reduce(np.maximum, brought)
     scale = _unit(bits) * most / np.maximum(shared, strongest / WEAKEST_CHANNEL)
     return [Step(scale * 2.0**powers, powers) for powers in finer]
 
@@ -97,9 +98,8 @@ def rounded(weight: np.ndarray, step: Step, bits: Bits, lacking: int) -> Rounded
     a level in mantissas, and where that is at its least, from the levels."""
     unit, scale = max(_unit(bits) >> lacking, WEIGHT_STEP), step.scale * 2.0**-lacking
     rows = weight.reshape(len(weight), -1)
-    mantissas, sums = np.empty(rows.shape, np.int16), np.zeros((2, len(rows)), np.int64)
-    levels_of = np.broadcast_to(scale / unit, len(rows))
-    _round_rows(rows, levels_of, *levels(bits), unit, bits == 1, mantissas, sums)
+    mantissas, sums = np.empty(rows.shape, np.int16), np.empty((2, len(rows)), np.int64)
+    _round_rows(rows, np.full(len(rows), scale / unit), *levels(bits), unit, bits == 1, mantissas, sums)
     return Rounded(mantissas.reshape(weight.shape), scale, sums)
 
 
@@ -110,11 +110,12 @@ def _round_rows(rows, scale, least, most, unit, sign_alone, mantissas, sums):  #
         for i in range(len(values)):
             level = np.sign(values[i]) if sign_alone else min(max(np.rint(values[i] * own), least), most)
             found[i] = np.int32(level) * unit
-        negative = positive = 0
-        for mantissa in found:
-            negative += max(-mantissa, 0)
-            positive += max(mantissa, 0)
-        sums[0, row], sums[1, row] = negative, positive
+        total = size = np.int32(0)  # of half the width, twice as many are added at once
+        for i in range(len(found)):
+            mantissa = np.int32(found[i])
+            total += mantissa
+            size += abs(mantissa)
+        sums[0, row], sums[1, row] = (size - total) // 2, (size + total) // 2
 
 
 def over_rows(values: np.ndarray, weight: np.ndarray) -> np.ndarray:

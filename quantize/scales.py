@@ -30,7 +30,7 @@ import torch
 
 from base.errors import UserError
 from quantize import arithmetic as rules
-from quantize.bounds.intervals import LIMITS, contains
+from quantize.bounds.intervals import LIMITS
 from quantize.bounds.search import invariant_u, invariant_v
 from quantize.fold import FoldedLayer, conducted
 from quantize.grids import Grid, clip_of, over_rows, rounded, steps_of
@@ -52,11 +52,16 @@ Row = dict[str, Any]
 
 
 class Quantized(NamedTuple):
-    """One layer in integers. scale: from floats to units of activation and threshold, [] or per channel [O]. grids: of
-    its connections, none where the input is a bias. backed_off: by how many powers of two the scale is smaller than
-    activations and currents alone would have it, so that no voltage leaves 24 bits."""
+    """One layer in integers. lost: 4096ths of current and voltage lost per step, broadcasting to its shape.
+    threshold_mant: [] or per channel [O]. bias: mantissas times 2^bias_exp in state units, int64, [] or [O]. scale:
+    from floats to units of activation and threshold, [] or [O]. grids: of its connections, none where the input is a
+    bias. backed_off: by how many powers of two the scale is smaller than activations and currents alone would have it,
+    so that no voltage leaves 24 bits."""
 
-    population: Population
+    lost: tuple[np.ndarray, np.ndarray]
+    threshold_mant: np.ndarray
+    bias: np.ndarray
+    bias_exp: int
     scale: np.ndarray
     grids: tuple[Grid, ...]
     backed_off: int = 0
@@ -93,7 +98,7 @@ def assembled(
     biased = next((layer for layer in layers if layer.input_is_bias), None)
     network = IntegerNetwork(
         biased.shape if biased else tuple(input_shape),
-        tuple(quantized.population for quantized in each),
+        tuple(_population(layer, quantized) for layer, quantized in zip(layers, each, strict=True)),
         tuple(
             Connection(joined.source, layer.name, grid.weight, grid.exponent, delay=joined.delay, **joined.geometry)
             for layer, quantized in zip(layers, each, strict=True)
@@ -104,7 +109,11 @@ def assembled(
         time_weights,
         biased.name if biased else "",
     )
-    rows = [row for layer, quantized in zip(layers, each, strict=True) for row in _table(layer, quantized, precision)]
+    rows = [
+        row
+        for layer, quantized in zip(layers, each, strict=True)
+        for row in _table(layer, quantized, network[layer.name], precision)
+    ]
     if time_weights is not None:
         row = next(row for row in rows if row["population"] == output.name)
         row |= {
@@ -157,13 +166,13 @@ def _quantize_biased(layer: FoldedLayer, payload: int) -> Quantized:
                 f"layer '{layer.name}': the threshold {layer.threshold:g} rounds to 0 on the grid of its bias, which "
                 f"the input can bring to {largest:g}; lower the weights or raise the threshold."
             )
-        population = _population(layer, _decays(layer), np.asarray(threshold_mant), np.asarray(0), bias_exp)
-        made = Quantized(population, np.asarray(threshold_mant / layer.threshold), ())
+        scale = np.asarray(threshold_mant / layer.threshold)
+        made = Quantized(_lost(layer), np.asarray(threshold_mant), np.asarray(0), bias_exp, scale, ())
         chosen = chosen or made
         half = 1 << (rules.BIAS_BITS - 1)
         drive = np.array([-half << bias_exp, (half - 1) << bias_exp]).reshape(2, *[1] * len(layer.shape))
-        if _holds_voltage(population, drive):
-            return made._replace(backed_off=chosen.population.bias_exp - bias_exp)
+        if _holds_voltage(layer, made, drive):
+            return made._replace(backed_off=chosen.bias_exp - bias_exp)
     assert chosen is not None
     return chosen
 
@@ -171,13 +180,13 @@ def _quantize_biased(layer: FoldedLayer, payload: int) -> Quantized:
 def _quantize_layer(layer: FoldedLayer, payload: int, precision: Precision) -> Quantized:
     """The layer on the largest scale that holds its states; where only a scale that is too coarse would hold its
     voltages, or none, as if no leak makes up for a negative drive, on the largest that holds its currents."""
-    decays = _decays(layer)
+    lost = _lost(layer)
     chosen: Quantized | None = None
     for backed_off, (grids, sums) in enumerate(_fitting(layer, payload, precision)):
-        made = _on(grids, layer, decays, precision)
+        made = _on(grids, layer, lost, precision)
         if layer.neuron == "none":
             return made
-        threshold = made.population.threshold_mant.min()
+        threshold = made.threshold_mant.min()
         if chosen is None:
             if threshold < 1:
                 raise UserError(
@@ -203,16 +212,14 @@ def _quantize_layer(layer: FoldedLayer, payload: int, precision: Precision) -> Q
     )
 
 
-def _on(
-    grids: list[Grid], layer: FoldedLayer, decays: tuple[np.ndarray, np.ndarray], precision: Precision
-) -> Quantized:
+def _on(grids: list[Grid], layer: FoldedLayer, lost: tuple[np.ndarray, np.ndarray], precision: Precision) -> Quantized:
     """The layer on those grids."""
     scale = np.asarray(grids[0].scale * 2.0 ** grids[0].exponent)  # the same by every connection
-    if scale.ndim and (scale == scale.flat[0]).all():
-        scale = np.asarray(scale.flat[0])  # stock neurons hold one threshold
-    bias_mant, bias_exp = _bias(np.rint(STATE_UNIT * scale * layer.bias).astype(np.int64), precision.bias_exponents[0])
-    population = _population(layer, decays, np.asarray(np.rint(scale * layer.threshold), np.int64), bias_mant, bias_exp)
-    return Quantized(population, scale, tuple(grids))
+    if scale.ndim and (scale == scale[0]).all():
+        scale = np.asarray(scale[0])  # stock neurons hold one threshold
+    threshold = np.asarray(np.rint(scale * layer.threshold), np.int64)
+    bias, bias_exp = _bias(np.rint(STATE_UNIT * scale * layer.bias), precision.bias_exponents[0])
+    return Quantized(lost, threshold, bias, bias_exp, scale, tuple(grids))
 
 
 def _held(layer: FoldedLayer, made: Quantized, sums: np.ndarray, precision: Precision) -> tuple[bool, bool]:
@@ -226,47 +233,48 @@ def _held(layer: FoldedLayer, made: Quantized, sums: np.ndarray, precision: Prec
         unit = STATE_UNIT * float(made.scale.max()) * CALIBRATED_MARGIN
         current, voltage = (unit * reach < rules.STATE_LIMIT for reach in layer.reach)
         return current, voltage
-    population = made.population
-    activation = sums.reshape(2, -1, *[1] * (len(layer.shape) - 1))
-    u = invariant_u(activation, population.decay_u.astype(np.int64) + rules.CURRENT_DECAY_OFFSET)
-    within = bool(contains(np.array(LIMITS["u"]), u).all())
-    return within, within and _holds_voltage(population, u + population.bias)
+    u = invariant_u(sums.reshape(2, -1, *[1] * (len(layer.shape) - 1)), made.lost[0])
+    within = _within("u", u)
+    return within, within and _holds_voltage(layer, made, u + _over(made.bias, layer))
 
 
-def _holds_voltage(population: Population, drive: np.ndarray) -> bool:
+def _holds_voltage(layer: FoldedLayer, made: Quantized, drive: np.ndarray) -> bool:
     """Whether no voltage saturates under drives, u and bias, within an interval [2, ...]."""
-    threshold = population.threshold_mant.astype(np.int64) << rules.STATE_SHIFT
-    lost = population.decay_v.astype(np.int64)
-    _, voltage = invariant_v(drive, lost, threshold, population.reset, population.floor)
-    return bool(contains(np.array(LIMITS["v"]), voltage).all())
+    threshold = _over(made.threshold_mant << rules.STATE_SHIFT, layer)
+    _, voltage = invariant_v(drive, made.lost[1], threshold, layer.reset, layer.floor)
+    return _within("v", voltage)
 
 
-def _population(
-    layer: FoldedLayer,
-    decays: tuple[np.ndarray, np.ndarray],
-    threshold: np.ndarray,
-    bias_mant: np.ndarray,
-    bias_exp: int,
-) -> Population:
-    """decays: of `_decays`. threshold and bias_mant: [], or [O] for each channel or neuron."""
-    over = (-1, *[1] * (len(layer.shape) - 1))
-    threshold, bias_mant = (values.reshape(over) if values.ndim else values for values in (threshold, bias_mant))
+def _within(what: str, values: np.ndarray) -> bool:
+    """Whether the register holds them all."""
+    least, most = LIMITS[what]
+    return bool(least <= values.min() and values.max() <= most)
+
+
+def _population(layer: FoldedLayer, made: Quantized) -> Population:
+    lost_u, lost_v = made.lost
     return Population(
         layer.name,
         layer.shape,
-        *decays,
-        threshold_mant=threshold,
-        bias_mant=bias_mant,
-        bias_exp=bias_exp,
-        reset=layer.reset,
-        floor=layer.floor,
-        neuron=layer.neuron,
+        lost_u - rules.CURRENT_DECAY_OFFSET,
+        lost_v,
+        _over(made.threshold_mant, layer),
+        _over(made.bias >> made.bias_exp, layer),
+        made.bias_exp,
+        layer.reset,
+        layer.floor,
+        layer.neuron,
     )
 
 
-def _table(layer: FoldedLayer, quantized: Quantized, precision: Precision) -> list[Row]:
+def _over(values: np.ndarray, layer: FoldedLayer) -> np.ndarray:
+    """Values [] or [O] in the shape that broadcasts over the layer's neurons."""
+    return values.reshape(-1, *[1] * (len(layer.shape) - 1)) if values.ndim else values
+
+
+def _table(layer: FoldedLayer, quantized: Quantized, population: Population, precision: Precision) -> list[Row]:
     """Every integer chosen for one layer, a row per connection."""
-    population, scale = quantized.population, quantized.scale
+    scale = quantized.scale
     rows: list[Row] = [
         {
             "population": layer.name,
@@ -315,23 +323,18 @@ def _table(layer: FoldedLayer, quantized: Quantized, precision: Precision) -> li
     return rows
 
 
-def _decays(layer: FoldedLayer) -> tuple[np.ndarray, np.ndarray]:
-    """decay_u and decay_v. Raises UserError for one outside its 12 bits."""
-    decay_u = _decay(layer, "alpha") - rules.CURRENT_DECAY_OFFSET
-    decay_v = _decay(layer, "beta")
-    for kept, decay, what in ((layer.alpha, decay_u, "alpha"), (layer.beta, decay_v, "beta")):
-        outside = (decay < 0) | (decay >= rules.DECAY_UNITY)
-        if outside.any():
+def _lost(layer: FoldedLayer) -> tuple[np.ndarray, np.ndarray]:
+    """4096ths of current and voltage lost per step. Raises UserError for a decay outside its 12 bits."""
+    lost = [np.asarray(np.rint(rules.DECAY_UNITY * (1 - kept)), np.int64) for kept in (layer.alpha, layer.beta)]
+    of_alpha = (layer.alpha, lost[0] - rules.CURRENT_DECAY_OFFSET, "alpha")
+    for kept, decay, what in (of_alpha, (layer.beta, lost[1], "beta")):
+        if decay.min() < 0 or decay.max() >= rules.DECAY_UNITY:
+            outside = (decay < 0) | (decay >= rules.DECAY_UNITY)
             raise UserError(
                 f"layer '{layer.name}': {what} = {np.asarray(kept)[outside][0]} is decay {decay[outside][0]}, outside "
                 f"0..4095; the chip keeps shares {'0 to 4095/4096' if what == 'alpha' else '1/4096 to 1'} per step."
             )
-    return decay_u, decay_v
-
-
-def _decay(layer: FoldedLayer, what: str) -> np.ndarray:
-    lost = rules.DECAY_UNITY * (1 - np.asarray(getattr(layer, what), np.float64))
-    return np.asarray(np.rint(lost), np.int64)
+    return lost[0], lost[1]
 
 
 def _span(values: Any) -> Any:
@@ -346,30 +349,32 @@ def _fitting(layer: FoldedLayer, payload: int, precision: Precision) -> Iterator
     bits, weights = precision.of(layer.name), [connection.weight for connection in layer.connections]
     steps = steps_of(clips_of(layer, precision), bits, if_zero=1 / (layer.threshold or 1.0))
     of_mantissas = steps[0].scale * 2.0 ** -steps[0].finer
+    threshold = float(of_mantissas.max()) * layer.threshold
+    bias = STATE_UNIT * float(np.abs(of_mantissas * layer.bias).max())
+    largest_bias = BIAS_MANTISSA_MAX << precision.bias_exponents[1]
     lacking: list[int] = []
     least, most = precision.exponents
-    threshold, bias = float(of_mantissas.max() * layer.threshold), float(np.abs(of_mantissas * layer.bias).max())
-    largest_bias = BIAS_MANTISSA_MAX << precision.bias_exponents[1]
     for exponent in range(most, least - WEIGHT_BITS_TO_SPARE - 1, -1):
-        if round(threshold * 2.0**exponent) > THRESHOLD_MAX or STATE_UNIT * bias * 2.0**exponent > largest_bias:
+        unit = 2.0**exponent
+        if threshold * unit >= THRESHOLD_MAX + 0.5 or bias * unit > largest_bias:
             continue  # before any weight is rounded
         lacks = [max(0, least - (exponent - step.finer)) for step in steps]
         if lacks != lacking:
             lacking = lacks
             each = [rounded(w, step, bits, lack) for w, step, lack in zip(weights, steps, lacking, strict=True)]
             sums = [
-                made.sums * (payload if connection.source == INPUT else 1) * 2.0 ** (lack - step.finer)
+                made.sums * ((payload if connection.source == INPUT else 1) * 2.0 ** (lack - step.finer))
                 for connection, made, step, lack in zip(layer.connections, each, steps, lacking, strict=True)
             ]
             largest = float(reduce(np.add, sums).max())
-        if largest * 2.0**exponent > ACTIVATION_MAX:
+        if largest * unit > ACTIVATION_MAX:
             continue  # before any sum is
         # What is negative is shifted with its sign, so both ends are rounded away from zero, by each connection.
-        sizes = reduce(np.add, [np.ceil(each_sum * 2.0**exponent) for each_sum in sums])
+        sizes = reduce(np.add, [np.ceil(each_sum * unit) for each_sum in sums])
         if sizes.max() <= ACTIVATION_MAX:
             exponents = [exponent - step.finer + lack for step, lack in zip(steps, lacking, strict=True)]
             grids = [Grid(made.weight, made.scale, power) for made, power in zip(each, exponents, strict=True)]
-            yield grids, OUTWARDS * sizes.astype(np.int64)
+            yield grids, (OUTWARDS * sizes).astype(np.int64)
 
 
 def clips_of(layer: FoldedLayer, precision: Precision) -> list[np.ndarray]:
@@ -394,8 +399,8 @@ def _largest(layer: FoldedLayer) -> float:
 
 
 def _bias(bias: np.ndarray, exponent: int) -> tuple[np.ndarray, int]:
-    """Mantissas and the smallest common exponent, from that one on, for a bias in state units."""
+    """A bias in state units as multiples of 2^exponent, int64, and the smallest such exponent, from that one on."""
     largest = int(np.abs(bias).max())
     while round(largest / 2**exponent) > BIAS_MANTISSA_MAX:
         exponent += 1
-    return np.rint(bias / 2**exponent).astype(np.int64), exponent
+    return np.rint(bias / 2**exponent).astype(np.int64) << exponent, exponent

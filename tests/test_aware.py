@@ -13,7 +13,7 @@ from torch import nn
 
 from base.errors import UserError
 from quantize import arithmetic, reference
-from quantize.aware import AwareNetwork, _fused_clip_gradients, clip_gradients, integer_forward
+from quantize.aware import AwareNetwork, _fused_gradients, integer_forward, rounded_gradients
 from quantize.fold import fold
 from quantize.precision import Precision
 from quantize.scales import quantize, quantize_each
@@ -285,13 +285,17 @@ def test_a_norm_whose_gain_is_zero_remembers_the_mean_in_floats() -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 300), (4, 3, 3, 3), (6,)])
-def test_gradients_of_clips_equal_their_plain_twin(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("gains", ["one", "per channel"])
+@pytest.mark.parametrize("clips", ["one", "per channel", "none"])
+def test_gradients_of_what_was_rounded_equal_their_plain_twin(shape: tuple[int, ...], gains: str, clips: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    grad, weights = torch.randn(2, *shape, generator=generator)
-    rounded, clip = (3 * weights).round() / 3, torch.rand(shape[0], generator=generator) + 0.5
-    fused, plain = (run(grad, weights, rounded, clip, -1.1) for run in (_fused_clip_gradients, clip_gradients))
-    assert torch.equal(fused[0], plain[0])
-    torch.testing.assert_close(fused[1], plain[1], rtol=1e-5, atol=1e-5)
+    grad, weight = torch.randn(2, *shape, generator=generator)
+    gain, clip = (torch.rand(1 if of == "one" else shape[0], generator=generator) + 0.5 for of in (gains, clips))
+    clip = clip.numpy() if clips != "none" else np.full(1, np.inf, np.float32)
+    arguments = (grad, weight, np.rint(3 * weight.numpy()) / 3, gain, clip, -1.125)
+    fused, plain = (run(*arguments) for run in (_fused_gradients, rounded_gradients))
+    assert torch.equal(fused.of_weight, plain.of_weight)
+    torch.testing.assert_close(fused[1:], plain[1:], rtol=1e-5, atol=1e-5)
 
 
 def test_input_as_a_bias_is_refused() -> None:

@@ -27,7 +27,7 @@ def costs_of(network: SpikingNetwork, inputs: torch.Tensor, precision: Precision
     integers, _ = quantize(layers, network.input_shape, network.payload_bits, precision)
     each = quantize_each(layers, network.payload_bits, precision)
     recorded = {name: raster.numpy() for name, raster in network.rasters(inputs).items()}
-    scales = {made.population.name: made.scale for made in each}
+    scales = {layer.name: made.scale for layer, made in zip(layers, each, strict=True)}
     return layers, integers, scales, rounding_costs(layers, each, integers, inputs.numpy(), recorded)
 
 

@@ -176,12 +176,11 @@ class SixtyFourth:
 
 def of_aware_training(step: Step, reset: str, floor: bool) -> Outcome:
     """Of a whole activation: one that is not is rounded down before anything else."""
-    memory = SimpleNamespace(**vars(NUMPY), empty=lambda size, _: np.empty(size, object))
+    memory = SimpleNamespace(**vars(NUMPY), empty=lambda size, _: np.empty(size, object), floor=_same)
     state, spikes = cells(step.u, step.v, shape=(2, 1)), cells(0, shape=(1, 1))
     with pytest.MonkeyPatch.context() as patch:
         for name, stand_in in {
             "np": memory,
-            "math": SimpleNamespace(floor=_same),
             "fill": kernels.fill.py_func,
             "TILE": 1,
         }.items():

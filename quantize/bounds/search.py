@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+from numba import njit
 
 from quantize import arithmetic as rules
 from quantize.bounds.intervals import (
@@ -99,21 +100,11 @@ def all_inside(network: IntegerNetwork, found: Mapping[str, Reached]) -> bool:
     return all(found[p.name].inside(quantity).all() for p in network.populations for quantity in quantities(p))
 
 
-def climbed(drive: np.ndarray, lost: np.ndarray) -> np.ndarray:
-    """The highest that a state gets under drives of at most `drive`, losing `lost` 4096ths per step, from 0 on."""
-    bounded = (drive - 1) * rules.DECAY_UNITY // np.maximum(lost, 1) + 1
-    return np.asarray(np.where(drive > 0, np.where(lost > 0, bounded, UNBOUNDED), 0))
-
-
 def invariant_u(activation: np.ndarray, lost: np.ndarray) -> np.ndarray:
     """The interval [2, ...] in which u stays, if nothing wraps, for activations within one."""
-    return _settled(activation << rules.STATE_SHIFT, lost)
-
-
-def _settled(drive: np.ndarray, lost: np.ndarray) -> np.ndarray:
-    """The interval [2, ...] in which a state stays under drives within one."""
-    outwards = np.array([-1, 1]).reshape(2, *[1] * (drive.ndim - 1))
-    return outwards * climbed(outwards * drive, lost)
+    each = _each(activation << rules.STATE_SHIFT, lost)
+    _settle(each.reshape(3, -1))
+    return each[:2]
 
 
 def invariant_v(
@@ -121,24 +112,51 @@ def invariant_v(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The intervals [2, ...] in which v stays, after the reset and before it, if nothing saturates, for u + bias within
     `drive`."""
-    low, high = _settled(drive, lost)
+    each = _each(drive, lost, threshold)
+    _hold(each.reshape(4, -1), reset.startswith("hard"), rules.is_late(reset), floor)
+    return each[:2], each[2:]
 
-    def kept(v: np.ndarray) -> np.ndarray:
-        return rules.truncate_toward_zero(np.minimum(v, UNBOUNDED) * (rules.DECAY_UNITY - lost))
 
-    fires = high > threshold
-    hard, late = reset.startswith("hard"), rules.is_late(reset)
-    below = np.minimum(high, threshold)
-    most = np.where(fires, kept(below) + drive[1], high)  # what one step makes of a voltage that did not spike
-    if hard:
-        after = most if late else below
-    else:
-        beyond = climbed(drive[1] - threshold, lost)  # left behind by a reset at every step
-        after = np.maximum(most if late else below, np.where(fires, beyond, 0))
-        most = np.maximum(most, np.where(fires, beyond if late else beyond + threshold, 0))
-    if late and not hard:
-        low = np.where(fires, np.minimum(low, kept(threshold + 1) + drive[0] - threshold), low)
-    least = low
-    if floor:
-        low, least = np.zeros_like(low), np.zeros_like(low)
-    return np.stack([low, after]), np.stack([least, most])
+def _each(drive: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """Drives [2, ...] and all else there is to know of each neuron, int64 [2 + others, ...]."""
+    each = np.empty((2 + len(others), *np.broadcast(drive[0], *others).shape), np.int64)
+    for place, values in enumerate((*drive, *others)):
+        each[place] = values
+    return each
+
+
+@njit(cache=True)
+def _climbed(drive, lost):  # type: ignore[no-untyped-def]
+    """The highest that a state gets under drives of at most `drive`, losing `lost` 4096ths per step, from 0 on."""
+    if drive <= 0:
+        return 0
+    return (drive - 1) * rules.DECAY_UNITY // lost + 1 if lost > 0 else UNBOUNDED
+
+
+@njit(cache=True)
+def _settle(each):  # type: ignore[no-untyped-def]
+    """Where least and most are the drives, the interval in which a state stays takes their place."""
+    least, most, lost = each
+    for i in range(len(lost)):
+        least[i], most[i] = -_climbed(-least[i], lost[i]), _climbed(most[i], lost[i])
+
+
+@njit(cache=True)
+def _hold(each, hard, late, floor):  # type: ignore[no-untyped-def]
+    """In the place of drives, lost and threshold come the least of v and the most after the reset, and both before."""
+    for i in range(each.shape[1]):
+        least, most, lost, threshold = each[:, i]
+        kept = rules.DECAY_UNITY - lost
+        low, high = -_climbed(-least, lost), _climbed(most, lost)
+        after = high
+        if high > threshold:
+            high = threshold * kept // rules.DECAY_UNITY + most  # what one step makes of a v that did not spike
+            after = high if late else threshold
+            if not hard:
+                beyond = _climbed(most - threshold, lost)  # left behind by a reset at every step
+                after, high = max(after, beyond), max(high, beyond if late else beyond + threshold)
+                if late:
+                    low = min(low, (threshold + 1) * kept // rules.DECAY_UNITY + least - threshold)
+        if floor:
+            low = 0
+        each[0, i], each[1, i], each[2, i], each[3, i] = low, after, low, high
