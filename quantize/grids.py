@@ -24,6 +24,7 @@ from quantize.precision import Bits
 PERCENTILE = 99.9
 # What "error" tries: quarter octaves down from the largest weight, then sixteenths around the best of them.
 COARSE, FINE = 2.0 ** (-np.arange(20) / 4), 2.0 ** (np.array([0, -3, -2, -1, 1, 2, 3]) / 16)
+IN_32_BITS = 1 << 22  # mantissas, whose sizes add up to 2^30 at most
 WEAKEST_CHANNEL = 16  # times weaker than the strongest: one weaker still gets no scale of its own, so thresholds fit
 
 
@@ -110,12 +111,22 @@ def _round_rows(rows, scale, least, most, unit, sign_alone, mantissas, sums):  #
         for i in range(len(values)):
             level = np.sign(values[i]) if sign_alone else min(max(np.rint(values[i] * own), least), most)
             found[i] = np.int32(level) * unit
-        total = size = np.int32(0)  # of half the width, twice as many are added at once
-        for i in range(len(found)):
-            mantissa = np.int32(found[i])
-            total += mantissa
-            size += abs(mantissa)
-        sums[0, row], sums[1, row] = (size - total) // 2, (size + total) // 2
+        sums[:, row] = 0
+        for start in range(0, len(found), IN_32_BITS):
+            negative, positive = _signed_sums(found[start : start + IN_32_BITS])
+            sums[0, row] += negative
+            sums[1, row] += positive
+
+
+@njit(cache=True, nogil=True)
+def _signed_sums(mantissas):  # type: ignore[no-untyped-def]
+    """Of sizes of what is negative, and of what is positive, in 32 bits: of these twice as many are added at once."""
+    total = size = np.int32(0)
+    for i in range(len(mantissas)):
+        mantissa = np.int32(mantissas[i])
+        total += mantissa
+        size += abs(mantissa)
+    return (size - total) // 2, (size + total) // 2
 
 
 def over_rows(values: np.ndarray, weight: np.ndarray) -> np.ndarray:

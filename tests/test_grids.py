@@ -14,7 +14,7 @@ from base.errors import UserError
 from deploy.lava import models
 from quantize import engine, reference
 from quantize.fold import FoldedConnection, FoldedLayer, fold
-from quantize.grids import clip_of
+from quantize.grids import Step, clip_of, rounded
 from quantize.integer_network import INPUT
 from quantize.precision import BITS, Bits, Precision
 from quantize.scales import quantize
@@ -164,3 +164,8 @@ def test_widths_layers_and_calibrations_that_are_none_are_refused(given: dict, s
 def test_an_input_that_is_the_bias_has_no_bits() -> None:
     with pytest.raises(UserError, match="'a' is no layer with weights"):
         quantize([layer(np.eye(2), input_is_bias=True)], (2,), 1, Precision(per_layer={"a": 4}))
+
+
+def test_sums_of_a_row_may_leave_32_bits() -> None:
+    made = rounded(np.ones((1, 9_000_000)), Step(np.asarray(254.0), 0), 8, 0)
+    assert made.sums.tolist() == [[0], [9_000_000 * 254]]
