@@ -189,9 +189,11 @@ def _quantize_layer(layer: FoldedLayer, payload: int, precision: Precision) -> Q
         threshold = made.threshold_mant.min()
         if chosen is None:
             if threshold < 1:
+                clip = max(float(clip.max()) for clip in clips_of(layer, precision))
                 raise UserError(
-                    f"layer '{layer.name}': the threshold {layer.threshold:g} rounds to 0 on the grid of its largest "
-                    f"weight {_largest(layer):g}; lower the weights or raise the threshold."
+                    f"layer '{layer.name}': the threshold {layer.threshold:g} rounds to 0 on the grid of its weights, "
+                    f"which end at {_largest(layer):g} and are clipped at {clip:g}; lower the weights, or the learning "
+                    "rate of clips that are learned, or raise the threshold."
                 )
         elif threshold < FINE_THRESHOLD or any(
             (a.scale != b.scale).any() for a, b in zip(grids, chosen.grids, strict=True)

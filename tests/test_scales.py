@@ -89,7 +89,7 @@ def test_a_bias_too_fine_for_its_mantissa_takes_an_exponent() -> None:
         ({"beta": 1.001}, "beta = 1.001 is decay -4, outside 0..4095"),
         ({"beta": 0.0}, "beta = 0.0 is decay 4096"),
         ({"alpha": 1.0}, "alpha = 1.0 is decay -1"),
-        ({"threshold": 1e-6}, "rounds to 0 on the grid of its largest weight"),
+        ({"threshold": 1e-6}, "rounds to 0 on the grid of its weights, which end at 1"),
         ({"threshold": 1e9}, "no exponent in -8..7 holds threshold 1e+09"),
         ({"bias": np.array([1e7, 0.0])}, "bias up to 1e+07"),
     ],
@@ -99,6 +99,15 @@ def test_what_no_register_holds_is_refused_by_name(changes: dict[str, object], s
         quantize([layer(np.array([[1.0], [-1.0]]), **changes)], (1,), 1)
     assert says in str(refusal.value)
     assert "layer 'a'" in str(refusal.value)
+
+
+def test_a_clip_far_beyond_the_weights_is_named() -> None:
+    plain = layer(np.array([[0.01], [-0.01]]))
+    (connection,) = plain.connections
+    with pytest.raises(
+        UserError, match=r"end at 0\.01 and are clipped at 1e\+06; lower the weights, or the learning rate"
+    ):
+        quantize([replace(plain, connections=(replace(connection, clip=np.asarray(1e6)),))], (1,), 1)
 
 
 sizes = st.lists(st.floats(1e-4, 1e4), min_size=2, max_size=4)
