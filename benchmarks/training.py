@@ -66,8 +66,9 @@ PAGE = """\
 Written by `{command}`, on one thread.
 
 A step is forward, loss, backward and optimiser, of layers of LIF neurons without synaptic current. The figures are
-ratios to the same layers with the same optimiser and **no neurons at all**, the median over interleaved rounds with its
-quartiles. The inputs are random, of the density named; peers get them as float32, as they need them.
+ratios to the same layers with the same optimiser, torch's fused AdamW, and **no neurons at all**, the median over
+interleaved rounds with its quartiles. The inputs are random, of the density named; peers get them as float32, as they
+need them.
 
 {times}
 
