@@ -59,8 +59,7 @@ def by_backpropagation(
         objective = objective + training.pda * _shift(network, membranes)
     network.zero_grad()
     objective.backward()
-    optimizer.step()
-    network.keep_in_range()
+    _step(network, optimizer)
     return objective.detach(), output.detach(), means
 
 
@@ -75,8 +74,7 @@ def by_recomputation(
     """`by_backpropagation` in less memory, see `train/recompute.py`."""
     network.zero_grad()
     learnt = recompute.backpropagate(network, spikes, partial(_loss, network, labels), masks)
-    optimizer.step()
-    network.keep_in_range()
+    _step(network, optimizer)
     return learnt
 
 
@@ -99,14 +97,12 @@ def step_by_step(
         of_step = loss_of_step(shown[output.name], labels, output.spiking, training.mse_share) / steps
         of_step.backward()
         if training.online == "o":
-            optimizer.step()
-            network.keep_in_range()
+            _step(network, optimizer)
             network.zero_grad()
         objective = objective + of_step.detach().cpu()
         emitted = {name: emitted.get(name, 0.0) + out.detach() / steps for name, out in shown.items()}
     if training.online == "a":
-        optimizer.step()
-        network.keep_in_range()
+        _step(network, optimizer)
     return objective, emitted[output.name], _means(emitted)
 
 
@@ -115,6 +111,12 @@ def update_of(training: Training) -> Callable[..., Learnt]:
     if training.online:
         return step_by_step
     return by_recomputation if training.recompute else by_backpropagation
+
+
+def _step(network: SpikingNetwork, optimizer: torch.optim.AdamW) -> None:
+    """Move the parameters by their gradients, and bring the neurons' own back to their ranges."""
+    optimizer.step()
+    network.keep_in_range()
 
 
 def _loss(network: SpikingNetwork, labels: Tensor, output: Tensor) -> Tensor:
