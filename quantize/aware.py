@@ -11,7 +11,9 @@ neurons then compute with these integers, in floats that hold them exactly, in u
 Norms use the statistics that they remember; their gains and offsets are trained. For the next update they remember the
 mean of the integers' currents, which a few weights on another level move, and the variance of those that unrounded
 weights make of every fourth sample: what a norm brings to a usual size must not depend on which weights that size
-rounds to 0.
+rounds to 0. The gradient takes the mean for that of the batch at hand: what moves all currents of a channel alike is
+taken off again by the next updates, and weights that learn of it grow without end (Ioffe and Szegedy, arXiv 1502.03167,
+section 2).
 float32 is exact: `scales.quantize` lets no activation leave 16 bits, at 8 bits of fraction or less.
 """
 
@@ -138,7 +140,7 @@ class _IntegerStage(Stage):
         if bias is not None:
             bias = over_channels(bias, len(self.output_shape))
         if not isinstance(neuron, LIF):
-            currents = self._activation(weights, spikes)
+            currents, bias = self._activation(weights, bias, spikes)
             return (currents if bias is None else currents + bias) / self._largest_scale, None
         recurrent = weights[-1] if len(weights) > len(self.links) else None
         threshold, arriving = float(integers.threshold_mant.max()), spikes[link.source]
@@ -150,11 +152,12 @@ class _IntegerStage(Stage):
             own = over_channels(own, len(self.output_shape))
             forward = partial(integer_forward, own=Own(own.expand(self.output_shape).flatten(), recurrent))
             stretch = threshold / own
-            arriving = (self._activation(weights, spikes) * stretch).contiguous()  # in the order of the thresholds
+            arriving, bias = self._activation(weights, bias, spikes)
+            arriving = (arriving * stretch).contiguous()  # in the order of the thresholds
             bias = None if bias is None else bias * stretch
             recurrent = None if recurrent is None else recurrent * stretch.unsqueeze(1)
         elif others or not link.multiplies or unchanging(arriving):
-            arriving = self._activation(weights, spikes)
+            arriving, bias = self._activation(weights, bias, spikes)
         else:
             arriving, synapse = _summing(link).pooled(arriving), Product(weights[0], link.geometry)
         lost_u, lost_v = integers.lost
@@ -189,6 +192,8 @@ class _IntegerStage(Stage):
             gain = self._gain(weight, self._share(link))
             if isinstance(link.norm, Norm):
                 of_norm, offset = running_affine(link.norm)
+                if link.norm.training:  # what it takes off has a gradient of its own: see `_activation`
+                    offset = torch.zeros_like(of_norm) if link.norm.bias is None else link.norm.bias
                 gain, bias = gain * of_norm, offset if bias is None else offset + of_norm * bias
             floats += [weight, gain]
             if bias is not None:
@@ -225,28 +230,33 @@ class _IntegerStage(Stage):
         _, share = pooling(link)
         return share / self.payload_max if link.source == INPUT else share
 
-    def _activation(self, weights: list[Tensor], spikes: Mapping[str, Tensor]) -> Tensor:
-        """The sum of all links' activations, [T, B, *shape], each rounded down by itself and shown to its norm."""
+    def _activation(
+        self, weights: list[Tensor], bias: Tensor | None, spikes: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The sum of all links' activations, [T, B, *shape], each rounded down by itself and shown to its norm; and the
+        bias, with the gradient of the means that norms take off."""
         arriving = []
         for link, weight in zip(self.links, weights, strict=False):
             sent = spikes[link.source]
             maps = _summing(link).pooled(sent[:1] if unchanging(sent) else sent)
             activation = _Floor.apply(link.conducted(maps.flatten(0, 1), weight))
             if isinstance(link.norm, Norm) and link.norm.training:
-                self._remember(link, link.norm, maps, activation)
+                assert bias is not None
+                mean = activation.mean([0, *range(2, activation.dim())])
+                bias = bias - over_channels(mean - mean.detach(), len(self.output_shape))
+                self._remember(link, link.norm, maps, mean)
             activation = activation.unflatten(0, maps.shape[:2])
             arriving.append(activation.expand(len(sent), *activation.shape[1:]))
-        return sum(arriving[1:], start=arriving[0])
+        return sum(arriving[1:], start=arriving[0]), bias
 
     @torch.no_grad()
-    def _remember(self, link: Link, norm: Norm, pooled: Tensor, activation: Tensor) -> None:
-        """Statistics for the norm, of activations [T * B, *shape] made from pooled spikes [T, B, *source]."""
+    def _remember(self, link: Link, norm: Norm, pooled: Tensor, of_integers: Tensor) -> None:
+        """Statistics for the norm, of pooled spikes [T, B, *source] whose activations have that mean [C]."""
         unrounded = self._share(link) * link.conducted(pooled[:, ::SAMPLED].flatten(0, 1))
         mean, variance = statistics(unrounded)
         gain, _ = running_affine(norm)
         unit = self._gain(gain) * gain
-        of_integers = activation.mean([0, *range(2, activation.dim())]) / unit
-        mean = torch.where(unit == 0, mean, of_integers)
+        mean = torch.where(unit == 0, mean, of_integers / unit)
         remember(norm, mean, variance, unrounded.numel() // len(mean))
 
 

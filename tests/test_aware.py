@@ -17,6 +17,7 @@ from quantize.aware import AwareNetwork, _fused_gradients, integer_forward, roun
 from quantize.fold import fold
 from quantize.precision import Precision
 from quantize.scales import quantize, quantize_each
+from train import wiring
 from train.architecture import build
 from train.network import SpikingNetwork
 from train.neurons import LIF
@@ -242,6 +243,27 @@ def test_where_nothing_is_rounded_gradients_are_those_of_the_floats(name: str, n
         found[kind] = [*emitted.values(), *membranes.values(), *gradients]
     for theirs, ours in zip(found["float"], found["aware"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_take_the_mean_that_a_norm_remembers_for_that_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = on_the_grid(SpikingNetwork((2, 6, 6), parts("norm", {"reset": "soft"}))).train()
+    inputs = torch.from_numpy(np.random.default_rng(2).random((4, 5, 2, 6, 6)) < 0.3).byte()
+
+    def remembered(norm: nn.BatchNorm2d, current: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gain, offset = running_affine(norm)
+        taken = gain * current.mean([0, 2, 3])
+        return gain, norm.bias - taken + (offset - norm.bias + taken).detach()
+
+    def gradients(ran: SpikingNetwork) -> list[torch.Tensor]:
+        network.zero_grad()
+        ran(inputs)[..., 1:].sum().backward()
+        return [p.grad for p in network.parameters()]
+
+    monkeypatch.setattr(wiring, "batch_affine", remembered)
+    theirs = gradients(network)
+    ours = gradients(AwareNetwork(network, inputs, FIXED))
+    assert all(gradient.any() for gradient in theirs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_norms_remember_the_mean_of_the_integers_and_the_variance_of_every_fourth_sample_in_floats() -> None:
