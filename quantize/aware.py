@@ -169,7 +169,7 @@ class _IntegerStage(Stage):
             threshold=threshold,
             reset=neuron.reset,
             floor=neuron.floor,
-            backward=replace(how, width=self._largest_scale * how.width),
+            backward=how._replace(width=self._largest_scale * how.width),
             recurrent=recurrent,
             synapse=synapse,
             forward=forward,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -23,12 +23,13 @@ def evaluating(network: nn.Module) -> Iterator[None]:
         network.train(training)
 
 
-@contextmanager
-def dropping_out(network: SpikingNetwork, *key: int) -> Iterator[None]:
+def dropping_out(network: SpikingNetwork, *key: int) -> AbstractContextManager[None]:
     """Masks of dropout and of surrogate gradients, drawn from the key alone; the global random state is left alone."""
-    if not network.masks:
-        yield
-        return
+    return _drawing(key) if network.masks else nullcontext()
+
+
+@contextmanager
+def _drawing(key: tuple[int, ...]) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         yield

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -96,8 +97,8 @@ class SpikingNetwork(nn.Module):
 
     def at_rest(self, batch: int) -> dict[str, Tensor]:
         """What LIF neurons go on from at the first step, by population."""
-        like, lifs = next(self.parameters()), [stage for stage in self.stages if isinstance(stage.neuron, LIF)]
-        return {stage.name: like.new_zeros(1, batch, *stage.output_shape) for stage in lifs}
+        lifs = [stage for stage in self.stages if isinstance(stage.neuron, LIF)]
+        return {stage.name: self._weight.new_zeros(1, batch, *stage.output_shape) for stage in lifs}
 
     def go_on(self, spikes: Tensor, before: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """`spikes` of neurons that go on from what earlier steps left, and what they leave, by population: see
@@ -116,7 +117,7 @@ class SpikingNetwork(nn.Module):
         """Surrogate widths that are learned, by population."""
         return {name: lif.width for name, lif in self.neurons.items() if isinstance(lif.width, nn.Parameter)}
 
-    @property
+    @cached_property
     def masks(self) -> bool:
         """Whether training draws masks, of dropout or of surrogate gradients."""
         return any(
@@ -136,7 +137,7 @@ class SpikingNetwork(nn.Module):
 
     def read(self, spikes: Tensor) -> Tensor:
         """Input [T, B, *input_shape] of the weights' kind, and multiplied by the input's unit."""
-        signal = self._seen(spikes).to(next(self.parameters()).dtype)
+        signal = self._seen(spikes).to(self._weight.dtype)
         if self.input_unit != 1:
             signal = signal * self.input_unit
         return signal.expand(len(spikes), *signal.shape[1:])
@@ -151,7 +152,20 @@ class SpikingNetwork(nn.Module):
         if self.input_is_bias and not unchanging(spikes) and (spikes != spikes[:1]).any():
             raise UserError("input that changes over time cannot be a bias; show the same values at every step")
         shown = spikes[:1] if unchanging(spikes) or self.input_is_bias else spikes
-        return shown.to(next(self.parameters()).device)
+        return shown.to(self._weight.device)
+
+    @property
+    def _weight(self) -> Tensor:
+        """Of whose kind and on whose device everything is computed."""
+        return self.stages[-1].links[0].weight
+
+    @cached_property
+    def _wanted_after(self) -> dict[str, set[str]]:
+        """By population, the sources that later ones read."""
+        return {
+            stage.name: {link.source for later in self.stages[place:] for link in later.links}
+            for place, stage in enumerate(self.stages, 1)
+        }
 
     def prepared(self) -> tuple[Stage, ...]:
         """The stages as they run now."""
@@ -160,8 +174,8 @@ class SpikingNetwork(nn.Module):
     def _run(self, spikes: Tensor, states: Mapping[str, State]) -> Iterator[tuple[Stage, Tensor, Tensor | None]]:
         changing = self.input_unit == 1 and not (self.input_is_bias or unchanging(spikes))
         signals = {INPUT: self._seen(spikes) if changing else self.read(spikes)}  # spikes may stay a byte each
-        for index, stage in enumerate(self.prepared()):
+        for stage in self.prepared():
             signals[stage.name], membrane = stage.forward(signals, states.get(stage.name))
             yield stage, signals[stage.name], membrane
-            wanted = {link.source for later in self.stages[index + 1 :] for link in later.links}
+            wanted = self._wanted_after[stage.name]
             signals = {name: signal for name, signal in signals.items() if name in wanted}

