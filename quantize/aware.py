@@ -41,7 +41,7 @@ from train.kernels import fill
 from train.network import SpikingNetwork
 from train.neurons import LIF
 from train.parts import SumPool2d, over_channels, remember, running_affine, statistics
-from train.scan import Neuron, Share, State, fused_forward, heard_from, lif_scan
+from train.scan import Neuron, Share, State, fused_forward, heard_from, lif_scan, of_all
 from train.sparse import Product
 from train.surrogates import valued
 from train.threads import fusible
@@ -393,12 +393,13 @@ def integer_forward(
 ) -> tuple[Tensor, Tensor]:
     """Spikes, and membranes as of `plain_forward`, [T, M] each, of activations [T, M]: `arithmetic.lif_step`.
 
-    Activations are rounded down. Membranes, threshold and bias [M] are in units of activation. The shares are multiples
+    Activations are rounded down. Membranes, threshold and bias are in units of activation. The shares are multiples
     of 1/4096. recurrent: [N, N] in units of activation too, whose sums are rounded down. See `Forward` of
     train/scan.py.
     own: where thresholds differ; all other arguments, and the membranes returned, are then stretched until each
     neuron's threshold is the one of `neuron`, and membranes, exact quotients rounded, stay on their side of it.
     """
+    neuron, bias = of_all(neuron, bias, activation.shape[1])
     threshold: float | Tensor = STATE_UNIT * neuron.threshold
     if own is not None:
         shrink = (own.thresholds.double() / neuron.threshold).repeat(activation.shape[1] // len(own.thresholds))
@@ -491,5 +492,6 @@ def _kernel(  # type: ignore[no-untyped-def]
             if not late:
                 for i in range(size):
                     v[i] = (0.0 if hard else v[i] - level[i]) if v[i] > level[i] else v[i]
-        for i in range(size):
-            state[0, start + i], state[1, start + i] = u[i], v[i]
+        if state.shape[1] == activation.shape[1]:
+            for i in range(size):
+                state[0, start + i], state[1, start + i] = u[i], v[i]

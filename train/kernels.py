@@ -1,8 +1,9 @@
 """The steps of `train/scan.py` compiled: forward and backward over neurons that stay in cache for all steps.
 
 Every kernel runs steps begin..end - 1 of neurons first..last - 1, going on from `state`, which it leaves as it is after
-these steps. Arrays are [T, M], or [M], or [1] where all neurons share a value. What a loop writes over and over lies in
-arrays of its own, and division does not look for zeros, so that LLVM uses vector instructions.
+these steps. Arrays are [T, M], or [M], or [N] where all samples share values, or [1] where all neurons share one. What
+a loop writes over and over lies in arrays of its own, and division does not look for zeros, so that LLVM uses vector
+instructions.
 """
 
 from __future__ import annotations
@@ -21,22 +22,27 @@ TILE = 4096  # neurons whose state stays in cache for all steps; fewer are short
 
 @njit(cache=True, nogil=True)
 def fill(tile, values, start, stop):  # type: ignore[no-untyped-def]
-    """Neurons start..stop - 1 of values [M] or [1]; several times as fast as assigning a slice."""
-    one = values[0]
+    """Neurons start..stop - 1 of values [M], [N] or [1]; several times as fast as assigning a slice."""
+    one, at = values[0], start
     if len(values) == 1:
         for i in range(stop - start):
             tile[i] = one
-    else:
-        part = values[start:stop]
-        for i in range(stop - start):
-            tile[i] = part[i]
+        return
+    while at < stop:
+        first = at % len(values)
+        size = min(len(values) - first, stop - at)
+        into, part = tile[at - start : at - start + size], values[first : first + size]
+        for i in range(size):
+            into[i] = part[i]
+        at += size
 
 
 @njit(cache=True, nogil=True)
 def forward(  # type: ignore[no-untyped-def]
     first, last, begin, end, current, bias, spikes, state, alpha, beta, threshold, hard, floor, late
 ):  # fmt: skip
-    """state [2, M]: current and voltage. The membranes overwrite the current."""
+    """state [2, M]: current and voltage; [2, 1], those of all neurons, where nobody asks what is left. The membranes
+    overwrite the current."""
     zero, one = np.float32(0), np.float32(1)
     u, v, drive = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     keep_u, keep_v = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
@@ -70,8 +76,9 @@ def forward(  # type: ignore[no-untyped-def]
                     fired[i] = one if reached > threshold else zero
                     voltage = (zero if hard else reached - threshold) if reached > threshold else reached
                     v[i] = zero if floor and voltage < zero else voltage
-        for i in range(size):
-            state[0, start + i], state[1, start + i] = u[i], v[i]
+        if state.shape[1] == current.shape[1]:
+            for i in range(size):
+                state[0, start + i], state[1, start + i] = u[i], v[i]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,15 +19,23 @@ from torch.nn import functional as F
 
 from train import kernels, sparse
 from train.sparse import Geometry, Product
-from train.surrogates import SURROGATES, Backward
+from train.surrogates import SURROGATES, Backward, Width
 from train.threads import fusible, in_parts
 
 Reset = Literal["hard", "soft", "hard-late", "soft-late"]
+HARD_AND_LATE: dict[Reset, tuple[bool, bool]] = {
+    "hard": (True, False),
+    "soft": (False, False),
+    "hard-late": (True, True),
+    "soft-late": (False, True),
+}
 
 PLACES = {shape: place for place, shape in enumerate(SURROGATES)}
-NOTHING, NO_MASK = np.empty((0, 0), np.float32), np.empty((0, 0), bool)  # for kernels
+NOTHING, NO_MASK, NOBODY = np.empty((0, 0), np.float32), np.empty((0, 0), bool), np.empty(0, np.float32)  # for kernels
 
-Share = float | Tensor  # of current or voltage kept per step, or a bias: one for all neurons, or [M], one for each
+# Of current or voltage kept per step, or a bias: one for all neurons, or [N], one for each of a sample's, of which the
+# M of a batch are so many times the same.
+Share = float | Tensor
 
 
 class Neuron(NamedTuple):
@@ -59,11 +67,11 @@ class State:
 
 
 class _Slope(NamedTuple):
-    """A Backward in one call: its widths, [T] or [1] for all steps; what its mask keeps, [T, M]; and whether the width
-    wants a gradient."""
+    """A Backward in one call: its width, one for all steps, a number or [1], or [T]; what its mask keeps, [T, M]; and
+    whether the width wants a gradient."""
 
     backward: Backward
-    widths: Tensor
+    widths: Width
     kept: Tensor | None = None
     learned: bool = False
 
@@ -85,11 +93,11 @@ class _Layout(NamedTuple):
         return rows.view(-1, batch, *side, channels).movedim(-1, 2)
 
     def each(self, values: Share, like: Tensor) -> Share:
-        """What broadcasts to [*shape], as [M]; a number stays one."""
+        """What broadcasts to [*shape], as [N]; a number stays one."""
         if not isinstance(values, Tensor):
             return values
-        over = values.detach().to(like).expand(self.shape)
-        return (over.movedim(1, -1) if self.last else over).reshape(-1)
+        over = values.to(like).expand(self.shape[1:])
+        return (over.movedim(0, -1) if self.last else over).reshape(-1)
 
 
 class _Gradients(NamedTuple):
@@ -151,11 +159,11 @@ def lif_scan(
     state: what the neurons start from instead, and where they leave what they end with: two scans that share one are
     one scan, with its gradients but for those of alpha, beta and width.
     """
-    constants = (threshold, *_kind(reset, floor))
+    hard, late = HARD_AND_LATE[reset]
     weight, geometry = synapse or (None, None)
-    how = (backward, constants, geometry, forward or float_forward)
+    how = _How(backward, threshold, hard, floor, late, geometry, forward or float_forward)
     before = None if state is None else state.neurons
-    spikes, membrane, after = _Scan.apply(current, bias, alpha, beta, recurrent, weight, backward.width, before, *how)
+    spikes, membrane, after = _Scan.apply(current, bias, alpha, beta, recurrent, weight, backward.width, before, how)
     if state is not None:
         state.neurons = after
     return spikes, membrane
@@ -163,12 +171,20 @@ def lif_scan(
 
 def after_reset(membrane: Tensor, *, threshold: float, reset: Reset, floor: bool) -> Tensor:
     """The voltage that neurons keep of their membrane, the one that decided whether they spike."""
-    return _after_reset(membrane, Neuron(0.0, 0.0, threshold, *_kind(reset, floor)))
+    hard, late = HARD_AND_LATE[reset]
+    return _after_reset(membrane, Neuron(0.0, 0.0, threshold, hard, floor, late))
 
 
-def _kind(reset: Reset, floor: bool) -> tuple[bool, bool, bool]:
-    """The last fields of a Neuron: hard, floor, late."""
-    return reset.startswith("hard"), floor, reset.endswith("-late")
+class _How(NamedTuple):
+    """What a scan is told beside tensors."""
+
+    backward: Backward
+    threshold: float
+    hard: bool
+    floor: bool
+    late: bool
+    geometry: Geometry | None
+    forward: Forward
 
 
 class _Scan(torch.autograd.Function):
@@ -183,50 +199,44 @@ class _Scan(torch.autograd.Function):
         weight: Tensor | None,
         width: float | Tensor,
         before: Tensor | None,
-        backward: Backward,
-        constants: tuple[float, bool, bool, bool],
-        geometry: Geometry | None,
-        forward: Forward,
+        how: _How,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)  # a membrane that nothing looks at costs nothing
-        ctx.known = None
+        maps = None
         if weight is not None:
-            current, ctx.known = sparse.product(current, weight, geometry)
-        maps = ctx.known.maps if ctx.known else None
+            current, maps, ctx.known = sparse.product(current, weight, how.geometry)
         layout = _Layout(current.shape[1:], _channels_last(current))
         flat = layout.rows(current)
         if weight is None and fusible(flat):
             flat = flat.clone()  # that of others is not overwritten
-        neuron = Neuron(layout.each(alpha, flat), layout.each(beta, flat), *constants)
+        shares = layout.each(alpha, flat), layout.each(beta, flat)
+        neuron, forward = Neuron(*shares, how.threshold, how.hard, how.floor, how.late), how.forward
         drive = layout.each(0.0 if bias is None else bias, flat)
         listens = recurrent is not None or neuron.skips
-        after = earlier = None
-        ctx.remembered = _remembered(neuron, recurrent)
+        after = earlier = left = None
         if before is not None:
             after = flat.new_zeros(3, flat.shape[1])
-            after[ctx.remembered] = layout.rows(before)
+            after[_remembered(neuron, recurrent)] = layout.rows(before)
             earlier = after[2].clone() if listens else None
             forward = partial(forward, state=after)
         spikes, membrane = forward(flat, drive, neuron, recurrent)
-        kept = backward.draw(flat.shape) if any(ctx.needs_input_grad) else None
+        kept = how.backward.draw(flat.shape) if any(ctx.needs_input_grad) else None
         if kept is not None:
             kept = kept.to(current.device)
-        heard = spikes if listens else None
-        ctx.save_for_backward(membrane, kept, recurrent, heard, earlier, maps, weight)
-        ctx.known = ctx.known and ctx.known._replace(maps=None)
-        ctx.neuron, ctx.drive, ctx.width, ctx.how = neuron, drive, width, backward
-        ctx.geometry, ctx.layout = geometry, layout
+        ctx.save_for_backward(membrane, kept, recurrent, spikes if listens else None, earlier, maps, weight)
+        ctx.neuron, ctx.drive, ctx.width, ctx.how, ctx.layout = neuron, drive, width, how, layout
         ctx.shapes = [x.shape if isinstance(x, Tensor) else None for x in (bias, alpha, beta)]
-        decided = _deciding(membrane, neuron, spikes, earlier)
-        left = None if after is None else layout.unrolled(after[ctx.remembered].clone())
+        decided = _deciding(membrane, neuron, spikes, earlier) if neuron.skips else membrane
+        if after is not None:
+            left = layout.unrolled(after[_remembered(neuron, recurrent)].clone())
         return layout.unrolled(spikes), layout.unrolled(decided), left
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         membrane, kept, recurrent, heard, earlier, maps, weight = ctx.saved_tensors
-        neuron, layout, needed = ctx.neuron, ctx.layout, ctx.needs_input_grad
-        widths = torch.as_tensor(ctx.width, dtype=membrane.dtype, device=membrane.device).reshape(-1)
-        slope = _Slope(ctx.how, widths, kept, learned=needed[6])
+        neuron, layout, width, needed = ctx.neuron, ctx.layout, ctx.width, ctx.needs_input_grad
+        widths = width.reshape(-1) if isinstance(width, Tensor) else width
+        slope = _Slope(ctx.how.backward, widths, kept, learned=needed[6])
         grad_spikes, grad_membrane, handed = (None if grad is None else layout.rows(grad) for grad in grads)
         if grad_spikes is None:
             grad_spikes = torch.zeros_like(membrane)
@@ -235,7 +245,7 @@ class _Scan(torch.autograd.Function):
         if needed[7] or handed is not None:
             state = membrane.new_zeros(3, membrane.shape[1])
             if handed is not None:
-                state[ctx.remembered] = handed
+                state[_remembered(neuron, recurrent)] = handed
         found = run(grad_spikes, grad_membrane, membrane, neuron, slope, recurrent, heard, earlier, state)
         of_neurons: tuple[Tensor | None, ...] = (found.bias, None, None)
         if any(needed[2:4]):
@@ -254,15 +264,14 @@ class _Scan(torch.autograd.Function):
             if earlier is not None:
                 grad_recurrent += found.current[0].view(-1, neurons).T @ earlier.view(-1, neurons)
         if weight is not None:
-            known = ctx.known._replace(maps=maps)
             grad_reached, grad_weight = sparse.gradients(
-                grad_current, weight, ctx.geometry, known, needed[0], needed[5]
+                grad_current, maps, weight, ctx.how.geometry, ctx.known, needed[0], needed[5]
             )
         grad_before: Tensor | None = None
         if needed[7]:
             assert state is not None
-            grad_before = layout.unrolled(state[ctx.remembered].clone())
-        return grad_reached, *back, grad_recurrent, grad_weight, found.width, grad_before, None, None, None, None
+            grad_before = layout.unrolled(state[_remembered(neuron, recurrent)].clone())
+        return grad_reached, *back, grad_recurrent, grad_weight, found.width, grad_before, None
 
 
 def _remembered(neuron: Neuron, recurrent: Tensor | None) -> slice:
@@ -286,6 +295,7 @@ def share_gradients(
     is at hand: du = grad_current, dv[t] = du[t] - alpha * du[t+1], u[t] = membrane[t] - bias - beta * v[t-1], and plus
     what a soft late reset has subtracted. spikes: see `plain_backward`.
     """
+    neuron, bias = of_all(neuron, bias, membrane.shape[1])
     after = _after_reset(_deciding(membrane, neuron, spikes), neuron)[:-1]
     grad_v = grad_current[1:].clone()
     grad_v[:-1] -= neuron.alpha * grad_current[2:]
@@ -294,6 +304,15 @@ def share_gradients(
     if neuron.late and not neuron.hard:
         u[1:] += neuron.threshold * (membrane[:-1] > neuron.threshold)
     return (grad_current[1:] * u[:-1]).sum(0), (grad_v * after).sum(0)
+
+
+def of_all(neuron: Neuron, bias: Share, neurons: int) -> tuple[Neuron, Share]:
+    """Shares and bias of so many neurons, [M]."""
+    alpha, beta, drive = (
+        share.repeat(neurons // len(share)) if isinstance(share, Tensor) else share
+        for share in (neuron.alpha, neuron.beta, bias)
+    )
+    return neuron._replace(alpha=alpha, beta=beta), drive
 
 
 def _after_reset(membrane: Tensor, neuron: Neuron) -> Tensor:
@@ -337,6 +356,7 @@ def plain_forward(
     With `recurrent` [N, N] the M neurons are M / N samples of a population of N. state [3, M]: what they start from
     instead of rest, left as it is after these steps.
     """
+    neuron, bias = of_all(neuron, bias, current.shape[1])
     spikes, membranes = torch.empty_like(current), torch.empty_like(current)
     u, v, before = current.new_zeros(3, current.shape[1]) if state is None else state
     fired = before > 0
@@ -374,9 +394,11 @@ def plain_backward(
     spikes: [T, M], what the forward pass returned, for hard late resets and otherwise not looked at; earlier [M]: those
     of the step before, if there was one. state [3, M]: what later steps hand on, left as these steps do (see `State`).
     """
+    neuron, _ = of_all(neuron, 0.0, membrane.shape[1])
     reached, membrane = membrane, _deciding(membrane, neuron, spikes, earlier)
     how, distance = slope.backward, membrane - neuron.threshold
-    h = how.slope(membrane, neuron.threshold, slope.widths, slope.kept)
+    widths = torch.as_tensor(slope.widths, dtype=membrane.dtype, device=membrane.device).reshape(-1)
+    h = how.slope(membrane, neuron.threshold, widths, slope.kept)
     grad_current, error = torch.empty_like(membrane), torch.empty_like(membrane)
     grad_bias = torch.zeros_like(membrane[0])
     grad_u, grad_v, late_cost = torch.zeros_like(membrane[:1]).expand(3, -1) if state is None else state
@@ -405,7 +427,7 @@ def plain_backward(
         grad_current[t] = grad_u
     if state is not None:
         state.copy_(torch.stack([grad_u, grad_v, late_cost]))
-    grad_width = -(error * h * distance).mean() / slope.widths[0] if slope.learned else None
+    grad_width = -(error * h * distance).mean() / widths[0] if slope.learned else None
     return _Gradients(grad_current, grad_bias, grad_width)
 
 
@@ -424,8 +446,8 @@ def fused_forward(
     kernel, heard, precision: what steps and what the neurons hear of each other in another arithmetic, and its state.
     """
     steps, neurons = current.shape
-    spikes = torch.empty_like(current)
-    kept: np.ndarray = np.zeros((2, neurons), precision) if state is None else state.numpy()
+    spikes, remembering = torch.empty_like(current), 1 if recurrent is None else neurons
+    kept: np.ndarray = np.zeros((2, remembering), precision) if state is None else state.numpy()
     arrays = (current.numpy(), _array(bias), spikes.numpy(), kept)
     constants = (_array(neuron.alpha), _array(neuron.beta), np.float32(neuron.threshold), *neuron[3:])
     if recurrent is None:
@@ -459,12 +481,11 @@ def fused_backward(
     grad_current, grad_bias = torch.empty_like(membrane), np.zeros(neurons, np.float32)
     moment = np.zeros(neurons if slope.learned else 0, np.float32)
     following = np.zeros((3, 1 if recurrent is None else neurons), np.float32) if state is None else state.numpy()
-    if earlier is None:
-        earlier = membrane.new_zeros(neurons if neuron.skips else 0)
+    before = np.zeros(neurons, np.float32) if neuron.skips else NOBODY
     arrays = (
         *(grad_spikes.numpy(), NOTHING if grad_membrane is None else _array(grad_membrane), membrane.numpy()),
         *(_array(slope.widths), NO_MASK if slope.kept is None else slope.kept.numpy()),
-        *(NOTHING if spikes is None else spikes.numpy(), earlier.numpy()),
+        *(NOTHING if spikes is None else spikes.numpy(), before if earlier is None else earlier.numpy()),
         *(grad_current.numpy(), grad_bias, moment, following),
     )
     constants = (_array(neuron.alpha), _array(neuron.beta), np.float32(neuron.threshold), *neuron[3:])
@@ -477,10 +498,17 @@ def fused_backward(
             in_parts(kernels.backward, neurons, neurons, t, t + 1, *arrays, *constants, *flags)
     grad_width = None
     if slope.learned:
+        assert isinstance(slope.widths, Tensor)
         grad_width = -torch.from_numpy(moment).sum() / (slope.widths[0] * membrane.numel())
     return _Gradients(grad_current, torch.from_numpy(grad_bias), grad_width)
 
 
 def _array(values: Share) -> np.ndarray:
     """As kernels take it: in float32 too, since torch multiplies a float32 tensor by a number in float32."""
-    return values.contiguous().numpy() if isinstance(values, Tensor) else np.array([values], np.float32)
+    return values.contiguous().numpy() if isinstance(values, Tensor) else _single(values)
+
+
+@lru_cache
+def _single(value: float) -> np.ndarray:
+    """Made once: nothing writes into it."""
+    return np.array([value], np.float32)

@@ -64,11 +64,10 @@ class Taps(NamedTuple):
     size: tuple[int, ...]
 
 
-class Kept(NamedTuple):
-    """What the gradients of a product need: the maps, or in their stead the rows; `shape` of the maps; taps where
-    spikes of maps were few."""
+class Known(NamedTuple):
+    """What the gradients of a product need beside weights and maps: the shape of these; the rows, in their stead; taps
+    where spikes of maps were few."""
 
-    maps: Tensor | None
     shape: torch.Size
     rows: Rows | None = None
     taps: Taps | None = None
@@ -84,32 +83,32 @@ def conducted(maps: Tensor, weight: Tensor, geometry: Geometry | None = None) ->
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, weight: Tensor, geometry: Geometry | None) -> Tensor:
-        current, kept = product(maps, weight, geometry)
-        ctx.save_for_backward(kept.maps, weight)
-        ctx.kept, ctx.geometry = kept._replace(maps=None), geometry
+        current, kept, ctx.known = product(maps, weight, geometry)
+        ctx.save_for_backward(kept, weight)
+        ctx.geometry = geometry
         return current
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         maps, weight = ctx.saved_tensors
-        return *gradients(grad, weight, ctx.geometry, ctx.kept._replace(maps=maps), *ctx.needs_input_grad[:2]), None
+        return *gradients(grad, maps, weight, ctx.geometry, ctx.known, *ctx.needs_input_grad[:2]), None
 
 
-def product(maps: Tensor, weight: Tensor, geometry: Geometry | None) -> tuple[Tensor, Kept]:
-    """The current of `conducted`, and what `gradients` need to know."""
+def product(maps: Tensor, weight: Tensor, geometry: Geometry | None) -> tuple[Tensor, Tensor | None, Known]:
+    """The current of `conducted`, the maps if they must be kept for `gradients`, and what these need to know. For
+    functions of autograd: without gradients of its own."""
     sample = 1 if maps.dim() < 4 else 3  # dimensions
-    flat, lead = maps.detach().flatten(0, -sample - 1), maps.shape[:-sample]
-    compiled = fusible(weight) and maps.device == weight.device
     if geometry is None:
-        if compiled and len(weight) >= LEAST_OUTPUTS:
-            shown = _vectors(flat)
+        if len(weight) >= LEAST_OUTPUTS and _compiled(maps, weight):
+            shown = _vectors(maps.detach().flatten(0, -sample - 1))
             nonzero = _count(shown.reshape(-1))
             if nonzero <= DENSEST * shown.size:
                 rows = Rows(*_listed(shown, nonzero))
-                return _added(rows, weight.detach().t()).unflatten(0, lead), Kept(None, maps.shape, rows)
-        return F.linear(flat.flatten(1).to(weight.dtype), weight).unflatten(0, lead), Kept(maps, maps.shape)
-    taps = None
-    if compiled:
+                current = _added(rows, weight.detach().t()).unflatten(0, maps.shape[:-sample])
+                return current, None, Known(maps.shape, rows)
+        return F.linear(maps.flatten(-sample).to(weight.dtype), weight), maps, Known(maps.shape)
+    flat, taps = maps.detach().flatten(0, -4), None
+    if _compiled(maps, weight):
         flat = flat.contiguous(memory_format=torch.channels_last)
         if geometry.groups == 1 and _count(_pixels(flat).reshape(-1)) <= DENSEST_MAPS * flat.numel():
             taps = _taps_of(flat.shape[2:], weight, geometry)
@@ -118,24 +117,31 @@ def product(maps: Tensor, weight: Tensor, geometry: Geometry | None) -> tuple[Te
             weight = _channels_last(weight)
     if taps is None:
         current = F.conv2d(flat.to(weight.dtype), weight, None, *geometry)
-    return current.unflatten(0, lead), Kept(maps, maps.shape, taps=taps)
+    return current.unflatten(0, maps.shape[:-3]), maps, Known(maps.shape, taps=taps)
 
 
 def gradients(
-    grad: Tensor, weight: Tensor, geometry: Geometry | None, kept: Kept, of_maps: bool, of_weight: bool
+    grad: Tensor,
+    maps: Tensor | None,
+    weight: Tensor,
+    geometry: Geometry | None,
+    known: Known,
+    of_maps: bool,
+    of_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Those of maps and weights, as far as wanted, from the current's."""
+    """Those of maps and weights, as far as wanted, from the current's and the maps that `product` kept."""
     if geometry is not None:
-        return _conv_gradients(grad, weight, geometry, kept, of_maps, of_weight)
+        assert maps is not None
+        return _conv_gradients(grad, maps, weight, geometry, known, of_maps, of_weight)
     flat = grad.reshape(-1, len(weight))
-    grad_maps = _dense_map_gradient(flat, weight, kept.shape) if of_maps else None
+    grad_maps = _dense_map_gradient(flat, weight, known.shape) if of_maps else None
     if not of_weight:
         return grad_maps, None
     inputs = weight.shape[1]
-    if kept.rows is not None:
-        return grad_maps, _added(Rows(*_by_column(*kept.rows, inputs)), flat).t()
-    assert kept.maps is not None
-    return grad_maps, flat.t() @ kept.maps.reshape(-1, inputs).to(weight.dtype)
+    if known.rows is not None:
+        return grad_maps, _added(Rows(*_by_column(*known.rows, inputs)), flat).t()
+    assert maps is not None
+    return grad_maps, flat.t() @ maps.reshape(-1, inputs).to(weight.dtype)
 
 
 def _dense_map_gradient(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
@@ -148,15 +154,14 @@ def _dense_map_gradient(grad: Tensor, weight: Tensor, shape: torch.Size) -> Tens
 
 
 def _conv_gradients(
-    grad: Tensor, weight: Tensor, geometry: Geometry, kept: Kept, of_maps: bool, of_weight: bool
+    grad: Tensor, maps: Tensor, weight: Tensor, geometry: Geometry, known: Known, of_maps: bool, of_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    assert kept.maps is not None
-    grad, maps = grad.flatten(0, -4), kept.maps.flatten(0, -4)
-    compiled = fusible(weight) and weight.device == maps.device
+    grad, maps = grad.flatten(0, -4), maps.flatten(0, -4)
+    compiled = _compiled(maps, weight)
     if compiled:
         grad, maps = (x.contiguous(memory_format=torch.channels_last) for x in (grad, maps))
     by_columns = of_maps and compiled and _columns_pay(weight, geometry, maps.shape, grad.shape)
-    wanted = of_maps and not by_columns, of_weight and kept.taps is None, False
+    wanted = of_maps and not by_columns, of_weight and known.taps is None, False
     grad_maps = grad_weight = None
     if any(wanted):
         *moving, groups = geometry
@@ -166,12 +171,16 @@ def _conv_gradients(
         )
     if by_columns:
         grad_maps = _added_columns(grad, weight, geometry, maps.shape)
-    if of_weight and kept.taps is not None:
+    if of_weight and known.taps is not None:
         by_source = torch.zeros_like(_by_source(weight))
-        arrays = _pixels(maps), _pixels(grad), *kept.taps[:3], by_source.numpy()
+        arrays = _pixels(maps), _pixels(grad), *known.taps[:3], by_source.numpy()
         in_parts(_conv_weight_kernel, len(weight), grad.numel(), *arrays)
         grad_weight = by_source.permute(2, 0, 1).reshape(weight.shape)
-    return None if grad_maps is None else grad_maps.unflatten(0, kept.shape[:-3]), grad_weight
+    return None if grad_maps is None else grad_maps.unflatten(0, known.shape[:-3]), grad_weight
+
+
+def _compiled(maps: Tensor, weight: Tensor) -> bool:
+    return fusible(weight) and maps.device == weight.device
 
 
 def _added(rows: Rows, table: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def in_parts(kernel: Callable[..., None], items: int, operations: int, *argument
 
 def fusible(tensor: Tensor) -> bool:
     """Whether kernels are for such tensors: float32 on the CPU."""
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
+    return tensor.is_cpu and tensor.dtype == torch.float32
 
 
 @lru_cache(maxsize=1)
