@@ -24,6 +24,8 @@ from train.threads import fusible, in_parts
 DENSEST = 0.25  # of what a dense layer reads
 DENSEST_MAPS = 0.03
 LEAST_OUTPUTS = 128  # of a dense layer; below, listing the spikes costs what is saved
+LEAST_COLUMNS = 16  # of a matrix product; of fewer, one of so many rows takes half as long
+COUNTED = 4096  # values between two looks at whether they are too many already
 TILE = 512  # outputs whose sums stay in the first-level cache
 MOST_PRODUCTS = 1 << 14  # per row of strided maps, up to which adding up columns is faster
 COLUMNS = 1 << 17  # values of columns that are made at once, to stay in the second-level cache
@@ -101,16 +103,23 @@ def product(maps: Tensor, weight: Tensor, geometry: Geometry | None) -> tuple[Te
     if geometry is None:
         if len(weight) >= LEAST_OUTPUTS and _compiled(maps, weight):
             shown = _vectors(maps.detach().flatten(0, -sample - 1))
-            nonzero = _count(shown.reshape(-1))
-            if nonzero <= DENSEST * shown.size:
+            most = DENSEST * shown.size
+            nonzero = _count(shown.reshape(-1), most)
+            if nonzero <= most:
                 rows = Rows(*_listed(shown, nonzero))
                 current = _added(rows, weight.detach().t()).unflatten(0, maps.shape[:-sample])
                 return current, None, Known(maps.shape, rows)
-        return F.linear(maps.flatten(-sample).to(weight.dtype), weight), maps, Known(maps.shape)
+        flat = maps.flatten(-sample).to(weight.dtype)
+        if len(weight) >= LEAST_COLUMNS:
+            current = F.linear(flat, weight)
+        else:
+            current = F.linear(weight, flat.flatten(0, -2)).t().contiguous().view(*maps.shape[:-sample], -1)
+        return current, maps, Known(maps.shape)
     flat, taps = maps.detach().flatten(0, -4), None
     if _compiled(maps, weight):
         flat = flat.contiguous(memory_format=torch.channels_last)
-        if geometry.groups == 1 and _count(_pixels(flat).reshape(-1)) <= DENSEST_MAPS * flat.numel():
+        most = DENSEST_MAPS * flat.numel()
+        if geometry.groups == 1 and _count(_pixels(flat).reshape(-1), most) <= most:
             taps = _taps_of(flat.shape[2:], weight, geometry)
             current = _added_taps(flat, weight, taps)
         else:
@@ -257,10 +266,15 @@ def _vectors(maps: Tensor) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _count(values):  # type: ignore[no-untyped-def]
+def _count(values, most):  # type: ignore[no-untyped-def]
+    """How many are not 0, or some number above `most`."""
     found = 0
-    for i in range(len(values)):
-        found += values[i] != 0
+    for start in range(0, len(values), COUNTED):
+        part = values[start : start + COUNTED]
+        for i in range(len(part)):
+            found += part[i] != 0
+        if found > most:
+            break
     return found
 
 
@@ -270,13 +284,13 @@ def _listed(maps, nonzero):  # type: ignore[no-untyped-def]
     pixels, channels = maps.shape[1:]
     starts = np.zeros(len(maps) + 1, np.int32)
     columns, values = np.empty(nonzero + 1, np.int32), np.empty(nonzero + 1, np.float32)
-    at = 0
+    at = np.uint64(0)  # which no index from the end can be, so that Numba does not look for one
     for n in range(len(maps)):
         for channel in range(channels):
             for pixel in range(pixels):  # no branch, which would be guessed wrong at every spike
                 value = maps[n, pixel, channel]
                 columns[at], values[at] = channel * pixels + pixel, value
-                at += value != 0
+                at += np.uint64(value != 0)
         starts[n + 1] = at
     return starts, columns[:nonzero], values[:nonzero]
 
@@ -324,11 +338,11 @@ def _added_kernel(first, last, starts, columns, values, table, out):  # type: ig
 @njit(cache=True, nogil=True)
 def _spikes_of(maps, place, value):  # type: ignore[no-untyped-def]
     """Flat places and values of what is not 0 in one sample [H * W, C]; how many there are."""
-    at, flat = 0, maps.reshape(-1)
+    at, flat = np.uint64(0), maps.reshape(-1)
     for i in range(len(flat)):
         place[at], value[at] = i, flat[i]
-        at += flat[i] != 0
-    return at
+        at += np.uint64(flat[i] != 0)
+    return np.int64(at)
 
 
 @njit(cache=True)
