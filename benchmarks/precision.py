@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.progress import Progress
 
 from base.files import write_json, write_text
 from deploy import BACKENDS
 from quantize import arithmetic as rules
-from quantize import engine, held_out
+from quantize import engine, held_out, integer_network
 from quantize.fold import FoldedLayer, fold
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 from quantize.precision import Bits
@@ -36,6 +37,10 @@ from run.comparison import pictures
 from run.config import Config
 from run.folder import RunFolder
 from train.checkpoint import load_weights
+from train.modes import evaluating
+from train.objectives import predict
+from train.time_weights import weighted
+from train.trainer import EVALUATION_BATCH
 
 WIDTHS: tuple[Bits, ...] = (8, 4, 2, "ternary", 1)
 FEW: tuple[Bits, ...] = (2, "ternary", 1)  # whose weights have further to go
@@ -51,9 +56,10 @@ INTRODUCTION = """\
 
 Each section is written by the command at its top, on the processor, without a GPU. Accuracy is in per cent of all
 held-out samples, the mean over seeds, with every seed in brackets where there are several; ± is the standard error of
-a mean difference over seeds. The float recipes are those of the examples. How long aware training goes on was settled
-on validation parts for spoken digits, with the decay of its weights at few bits, for N-MNIST and for Fashion-MNIST's
-convolutions at 4 and 8 bits, else with numbers like these in view. One sample is {one}.
+a mean difference over seeds, or of a single seed's over samples, all of which both networks answer. The float recipes
+are those of the examples. How long aware training goes on, and how fast it learns, was settled on validation parts for
+spoken digits, with the decay of its weights at few bits, for N-MNIST, for dense Fashion-MNIST, and for the
+convolutional one at 4 and 8 bits, else with numbers like these in view. One sample is {one}.
 
 Aware epochs come on top of the float ones. Where a set is small they are also a longer training, and may end above the
 floats they start from: spoken digits has 600 recordings to learn from.
@@ -121,7 +127,12 @@ def measure(config: Config, aware: dict[Bits, dict[str, Any]], folder: Path) -> 
             trained = replace(at, train=replace(at.train, **aware[bits]))
             found["aware"][str(bits)] = run(trained, folder, f"aware-{bits}", show)
             bars.advance(task)
-    return found | {"float": found["rounded"]["8"]["float"], "grid": on_fixed_grid(config, folder / "rounded-8")}
+    theirs = floats_right(config, folder / "rounded-8")
+    return found | {
+        "float": float(theirs.mean()),
+        "error": {str(bits): paired_error(right(folder / f"aware-{bits}"), theirs) for bits in WIDTHS},
+        "grid": on_fixed_grid(config, folder / "rounded-8"),
+    }
 
 
 def run(config: Config, folder: Path, name: str, show: files.Progress) -> dict[str, Any]:
@@ -149,6 +160,28 @@ def from_floats(folder: Path, name: str) -> RunFolder:
     if not (folder / name).exists():
         shutil.copytree(folder / "float", folder / name)
     return RunFolder(folder / name)
+
+
+def right(folder: Path) -> np.ndarray:
+    """Which held-out samples a run's integers answer rightly, bool [B]."""
+    integers, held = integer_network.load(folder / files.NETWORK), held_out.load(folder / files.INPUTS)
+    return predictions(engine.run(integers, held.inputs), integers) == held.labels
+
+
+def floats_right(config: Config, folder: Path) -> np.ndarray:
+    """Which ones a run's float network does."""
+    network = building.prepare(config)[0]
+    load_weights(network, folder / files.WEIGHTS)
+    held = held_out.load(folder / files.INPUTS)
+    with torch.inference_mode(), evaluating(network):
+        outputs = (network(inputs) for inputs in torch.from_numpy(held.inputs).split(EVALUATION_BATCH, dim=1))
+        answers = torch.cat([predict(weighted(output, network.time_weights)) for output in outputs])
+    return answers.numpy() == held.labels
+
+
+def paired_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Standard error of the difference between two accuracies on the same samples."""
+    return float((ours.astype(float) - theirs).std(ddof=1) / len(ours) ** 0.5)
 
 
 def on_fixed_grid(config: Config, folder: Path) -> float:
@@ -218,6 +251,8 @@ def page(found: dict[str, Any]) -> Iterator[str]:
         for bits in map(str, WIDTHS):
             columns = [each(seed[way][bits]["integer"] for seed in seeds) for way in ("rounded", "aware", "max")]
             lost = difference([100 * (seed["aware"][bits]["integer"] - seed["float"]) for seed in seeds])
+            if len(seeds) == 1:
+                lost += f" ± {100 * seeds[0]['error'][bits]:.2f}"
             grid = each(seed["grid"] for seed in seeds) if bits == "8" else ""
             yield f"| {bits} | {columns[0]} | {columns[1]} | {lost} | {columns[2]} | {grid} | {equality(seeds, bits)} |"
         yield f"\n![Accuracy over bits, {name}]({name}.svg)\n"
