@@ -1,7 +1,8 @@
 """Training whose forward pass is the chip's arithmetic: what it learns, the integers do, spike by spike.
 
-Before every forward pass the weights are folded and quantized as for the chip, by the same two functions. Synapses and
-neurons then compute with these integers, in floats that hold them exactly, in units of activation (64 of the state):
+Before every forward pass the weights are folded and quantized as for the chip, by the same two functions. Synapses then
+compute with these integers in floats that hold them exactly, in units of activation (64 of the state), and neurons in
+32 bits:
 
     forward     docs/arithmetic.md, "One step"; dropout's scaled sums are rounded down like shifted ones
     backward    the surrogate's, on the membranes v / 64, its width times the population's scale; what is rounded,
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from base.errors import UserError
 from quantize.arithmetic import DECAY_UNITY, STATE_LIMIT, STATE_SHIFT
 from quantize.calibration import calibrate
+from quantize.engine import decayed
 from quantize.fold import FoldedLayer, fold, pooling, unfolded
 from quantize.grids import levels
 from quantize.precision import EIGHT_BITS, Bits, Precision
@@ -48,7 +50,7 @@ from train.threads import fusible
 from train.wiring import INPUT, Link, Norm, Stage, unchanging
 
 STATE_UNIT = 1 << STATE_SHIFT
-TILE = 512  # neurons whose state, of twice the width, stays in the first-level cache for all steps
+TILE = 1024  # neurons whose state stays in the first-level cache for all steps
 SAMPLED = 4  # one of so many samples is looked at by the norms
 
 
@@ -407,8 +409,8 @@ def integer_forward(
         bias = (STATE_UNIT * bias * shrink).round().to(activation) / STATE_UNIT
         threshold, recurrent = STATE_UNIT * (neuron.threshold * shrink).round(), own.recurrent
     if fusible(activation):
-        levels = np.atleast_1d(np.asarray(threshold, np.float64))
-        return fused_forward(activation, bias, neuron, recurrent, partial(_kernel, levels), _heard, np.float64)
+        levels = np.atleast_1d(np.asarray(threshold, np.int32))
+        return fused_forward(activation, bias, neuron, recurrent, partial(_kernel, levels), _heard, np.int32)
     spikes, membranes = torch.empty_like(activation), torch.empty_like(activation)
     alpha, beta = (torch.as_tensor(share, dtype=torch.float64) for share in (neuron.alpha, neuron.beta))
     drive = STATE_UNIT * torch.as_tensor(bias, dtype=torch.float64)
@@ -439,59 +441,56 @@ def _heard(spikes: Tensor, recurrent: Tensor) -> Tensor:
     return heard_from(spikes, recurrent).floor()
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _kernel(  # type: ignore[no-untyped-def]
     levels, first, last, begin, end, activation, bias, spikes, state, alpha, beta, threshold, hard, floor, late
 ):  # fmt: skip
-    """Integers in float64: vector instructions multiply these, and 24 by 12 bits are exact. Casts cut towards zero.
+    """In 32 bits, of which Numba has to be told at every operation.
 
     levels: the thresholds in units of the state, one [1] or each neuron's [M]. The rest is as in train/kernels.py.
     """
-    u, v, kept = np.empty(TILE, np.float64), np.empty(TILE, np.float64), np.empty(TILE, np.float64)
-    keep_u, keep_v, drive = np.empty(TILE, np.float64), np.empty(TILE, np.float64), np.empty(TILE, np.float64)
-    limit, one, zero = np.float64(STATE_LIMIT), np.float32(1), np.float32(0)
-    level, stretched = np.empty(TILE, np.float64), np.float64(threshold)
+    u, v, drive = np.empty(TILE, np.int32), np.empty(TILE, np.int32), np.empty(TILE, np.int32)
+    keep_u, keep_v, level = np.empty(TILE, np.int32), np.empty(TILE, np.int32), np.empty(TILE, np.int32)
+    unit, wrap, limit = np.int32(STATE_UNIT), np.int32(2 * STATE_LIMIT), np.int32(STATE_LIMIT)
+    least, most = np.int32(1 - STATE_LIMIT), np.int32(STATE_LIMIT - 1)
+    none, zero, one = np.int32(0), np.float32(0), np.float32(1)
     for start in range(first, last, TILE):
         stop = min(start + TILE, last)
         size = stop - start
         fill(u, state[0], start, stop)
         fill(v, state[1], start, stop)
-        fill(drive, bias, start, stop)
-        fill(keep_u, alpha, start, stop)
-        fill(keep_v, beta, start, stop)
+        _fill_units(drive, bias, STATE_UNIT, start, stop)
+        _fill_units(keep_u, alpha, DECAY_UNITY, start, stop)
+        _fill_units(keep_v, beta, DECAY_UNITY, start, stop)
         fill(level, levels, start, stop)
         for t in range(begin, end):
             pre, fired = activation[t, start:stop], spikes[t, start:stop]
             for i in range(size):
-                u[i] = np.int32(keep_u[i] * u[i]) + np.float64(STATE_UNIT) * np.floor(pre[i])
-            for i in range(size):
-                u[i] = u[i] - 2 * limit if u[i] > limit else (u[i] + 2 * limit if u[i] <= -limit else u[i])
-            if late:
-                kept[:] = v
-            for i in range(size):
-                v[i] = np.int32(keep_v[i] * v[i]) + u[i] + np.float64(STATE_UNIT) * drive[i]
-            if late and not hard:
-                for i in range(size):
-                    v[i] = v[i] - level[i] if kept[i] > level[i] else v[i]
-            for i in range(size):
-                v[i] = min(max(v[i], 1 - limit), limit - 1)
-            if len(levels) > 1:
-                for i in range(size):
-                    pre[i] = np.float32(v[i] * stretched / level[i])
-            else:
-                for i in range(size):
-                    pre[i] = np.float32(v[i] / STATE_UNIT)
-            if late and hard:
-                for i in range(size):
-                    v[i] = 0.0 if kept[i] > level[i] else v[i]
-            for i in range(size):
-                fired[i] = one if v[i] > level[i] else zero
-            if floor:
-                for i in range(size):
-                    v[i] = max(v[i], 0.0)
-            if not late:
-                for i in range(size):
-                    v[i] = (0.0 if hard else v[i] - level[i]) if v[i] > level[i] else v[i]
+                current = np.int32(decayed(u[i], keep_u[i]) + unit * np.int32(np.floor(pre[i])))
+                current = np.int32(current - wrap) if current > limit else current
+                current = np.int32(current + wrap) if current < least else current
+                u[i] = current
+                fired_before = late and v[i] > level[i]
+                reached = np.int32(decayed(v[i], keep_v[i]) + current + drive[i])
+                reached = np.int32(reached - level[i]) if fired_before and not hard else reached
+                reached = min(max(reached, least), most)
+                if len(levels) > 1:
+                    pre[i] = np.float32(np.float64(reached) * np.float64(threshold) / level[i])
+                else:
+                    pre[i] = np.float32(reached) / np.float32(STATE_UNIT)
+                reached = none if fired_before and hard else reached
+                fires = reached > level[i]
+                fired[i] = one if fires else zero
+                if not late:
+                    reached = (none if hard else np.int32(reached - level[i])) if fires else reached
+                v[i] = max(reached, none) if floor else reached
         if state.shape[1] == activation.shape[1]:
             for i in range(size):
                 state[0, start + i], state[1, start + i] = u[i], v[i]
+
+
+@njit(cache=True, nogil=True)
+def _fill_units(tile, values, unit, start, stop):  # type: ignore[no-untyped-def]
+    """`fill` in whole numbers of a unit, of which the values are multiples."""
+    for i in range(stop - start):
+        tile[i] = np.int32(unit * values[start + i if len(values) > 1 else 0])

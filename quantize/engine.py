@@ -129,7 +129,7 @@ class _Layer:
 
 
 @njit(cache=True, nogil=True)
-def _kept(state, share):  # type: ignore[no-untyped-def]
+def decayed(state, share):  # type: ignore[no-untyped-def]
     """state share / 4096 truncated toward zero, without leaving 32 bits: 4096 times the high bits are multiplied apart
     from the low ones, and a negative quotient is rounded up."""
     negative = (state >> np.int32(31)) & np.int32(DECAY_UNITY - 1)
@@ -148,13 +148,13 @@ def _scan(  # type: ignore[no-untyped-def]
         own_bias = bias[b] if len(bias) > 1 else bias[0]
         for t in range(start, stop):
             for n in range(activation.shape[2]):
-                current = np.int32(_kept(u[b, n], keep_u[n]) + (activation[t, b, n] << np.int32(STATE_SHIFT)))
+                current = np.int32(decayed(u[b, n], keep_u[n]) + (activation[t, b, n] << np.int32(STATE_SHIFT)))
                 if current > STATE_LIMIT:
                     current = np.int32(current - np.int32(2 * STATE_LIMIT))
                 elif current <= -STATE_LIMIT:
                     current = np.int32(current + np.int32(2 * STATE_LIMIT))
                 added = min(max(current, np.int32(-SATURATING)), np.int32(SATURATING))
-                voltage = np.int32(_kept(v[b, n], keep_v[n]) + added + own_bias[n])
+                voltage = np.int32(decayed(v[b, n], keep_v[n]) + added + own_bias[n])
                 if late and v[b, n] > threshold[n]:
                     voltage = np.int32(0) if hard else np.int32(voltage - threshold[n])
                 voltage = min(max(voltage, np.int32(-(STATE_LIMIT - 1))), np.int32(STATE_LIMIT - 1))

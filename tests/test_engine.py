@@ -46,7 +46,7 @@ def test_the_scan_keeps_of_a_state_what_the_contract_says() -> None:
     edges = [0, 1, 4095, 4096, 4097, 123_456, STATE_LIMIT - 4096, STATE_LIMIT - 1, STATE_LIMIT, (1 << 31) - 1]
     states = np.array([sign * edge for edge in edges for sign in (1, -1)])
     shares = np.arange(DECAY_UNITY + 1)
-    kept = np.array([[engine._kept(np.int32(s), np.int32(share)) for share in shares] for s in states])
+    kept = np.array([[engine.decayed(np.int32(s), np.int32(share)) for share in shares] for s in states])
     assert np.array_equal(kept, truncate_toward_zero(states[:, None] * shares))
 
 

@@ -143,7 +143,7 @@ def of_engine(step: Step, reset: str, floor: bool) -> Outcome:
     step.narrowed.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "np", SimpleNamespace(int32=step.narrow))
-        patch.setattr(engine, "_kept", lambda state, share: biased_shift(share * state))
+        patch.setattr(engine, "decayed", lambda state, share: biased_shift(share * state))
         engine._scan.py_func(
             cells(step.activation, shape=one),
             0,
@@ -163,25 +163,29 @@ def of_engine(step: Step, reset: str, floor: bool) -> Outcome:
     return term(u[0, 0]), term(v[0, 0]), term(spikes[0, 0, 0])
 
 
-class SixtyFourth:
-    """A bias in units of activation."""
+class Part:
+    """A number in units that are so many times as large."""
 
-    def __init__(self, bias: Symbol) -> None:
-        self.bias = bias
+    def __init__(self, number: Any, unit: int) -> None:
+        self.number, self.unit = number, unit
 
-    def __rmul__(self, unit: int) -> Symbol:
-        assert unit == 64
-        return self.bias
+    def __rmul__(self, unit: int) -> Any:
+        assert unit == self.unit
+        return self.number
 
 
 def of_aware_training(step: Step, reset: str, floor: bool) -> Outcome:
     """Of a whole activation: one that is not is rounded down before anything else."""
-    memory = SimpleNamespace(**vars(NUMPY), empty=lambda size, _: np.empty(size, object), floor=_same)
+    integers = {**vars(NUMPY), "int32": step.narrow}
+    memory = SimpleNamespace(**integers, empty=lambda size, _: np.empty(size, object), floor=_same)
+    step.narrowed.clear()
     state, spikes = cells(step.u, step.v, shape=(2, 1)), cells(0, shape=(1, 1))
     with pytest.MonkeyPatch.context() as patch:
         for name, stand_in in {
             "np": memory,
             "fill": kernels.fill.py_func,
+            "_fill_units": aware._fill_units.py_func,
+            "decayed": lambda state, share: biased_shift(share * state),
             "TILE": 1,
         }.items():
             patch.setattr(aware, name, stand_in)
@@ -189,10 +193,10 @@ def of_aware_training(step: Step, reset: str, floor: bool) -> Outcome:
             cells(step.mantissa << 6, shape=(1,)),
             *(0, 1, 0, 1),
             cells(step.activation, shape=(1, 1)),
-            cells(SixtyFourth(step.bias), shape=(1,)),
+            cells(Part(step.bias, 64), shape=(1,)),
             spikes,
             state,
-            *(cells(share / 4096, shape=(1,)) for share in (step.keep_u, step.keep_v)),
+            *(cells(Part(share, 4096), shape=(1,)) for share in (step.keep_u, step.keep_v)),
             1.0,
             reset.startswith("hard"),
             floor,
@@ -294,7 +298,7 @@ class InParts(Share):
         return next(product for of, product in self._products if of.eq(part.term))
 
 
-def test_the_engine_truncates_in_32_bits() -> None:
+def test_engine_and_aware_training_truncate_in_32_bits() -> None:
     """A product of state and share has the sign of the state, or is 0 where the share is."""
     state, narrowed = symbol("state"), []
     share = InParts(state)
@@ -306,7 +310,7 @@ def test_the_engine_truncates_in_32_bits() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "np", SimpleNamespace(int32=narrow))
-        found = engine._kept.py_func(state, share)
+        found = engine.decayed.py_func(state, share)
     high, low, product = share.high.term, share.low.term, share.product.term
     solver = z3.SolverFor("QF_LIA")
     solver.add(state.term >= -STATE, state.term <= STATE)
