@@ -15,18 +15,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import njit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from base.errors import UserError
 from quantize.folded import FoldedConnection, FoldedLayer, Pair, conv_after_pooling, dense_after_pooling, depthwise
-from quantize.grids import over_rows
 from train.network import SpikingNetwork
 from train.neurons import LIF
 from train.parts import ScaledWS, Skip, SumPool2d, running_affine
 from train.wiring import INPUT, Link, Norm, Stage
 
 
+@torch.no_grad()
 def fold(network: SpikingNetwork) -> tuple[FoldedLayer, ...]:
     """The network's populations, each folded. Raises UserError for weights that are not finite."""
     clips: Mapping[str, Tensor] | nn.ParameterDict = network.clips or {}
@@ -114,15 +115,15 @@ def _fold_link(
         return FoldedConnection(link.source, *_or(synapse, shape[0]), clip=np.asarray(1.0)), np.zeros(shape[0])
     assert isinstance(synapse, (nn.Linear, nn.Conv2d, Skip))
     exact = synapse.weight.double() if isinstance(link.norm, ScaledWS) else synapse.weight
-    weight = _float64(layer, "weight", link.standardised(exact))
+    values = _finite(layer, "weight", link.standardised(exact))
     bias = getattr(synapse, "bias", None)
-    bias = np.zeros(len(weight)) if bias is None else _float64(layer, "bias", bias)
-    gain = np.asarray(unit * share)
+    bias = np.zeros(len(values)) if bias is None else _float64(layer, "bias", bias)
+    gain = np.array([unit * share])
     if isinstance(link.norm, Norm):
         of_norm, offset = _norm(layer, link.norm)
         gain, bias = gain * of_norm, offset + of_norm * bias
-    if (gain != 1).any():
-        weight *= over_rows(gain, weight)
+    weight = np.empty(values.shape)
+    _multiply(values.reshape(len(values), -1), gain, weight.reshape(len(values), -1))
     geometry: dict[str, Any] = {}
     if isinstance(synapse, nn.Conv2d):
         geometry = {name: _pair(getattr(synapse, name)) for name in ("stride", "padding", "dilation")}
@@ -179,12 +180,25 @@ def _pair(value: Any) -> Pair:
     return int(first), int(second)
 
 
+@njit(cache=True)
+def _multiply(values, gain, found):  # type: ignore[no-untyped-def]
+    """Rows times their gains, [1] or [O], in float64: in one pass, where NumPy takes two or three."""
+    for row in range(len(values)):
+        one, into, own = values[row], found[row], gain[row % len(gain)]
+        for i in range(len(one)):
+            into[i] = one[i] * own
+
+
 def _float64(layer: str, what: str, tensor: torch.Tensor) -> np.ndarray:
-    values = tensor.detach().cpu().numpy()
+    return _finite(layer, what, tensor).astype(np.float64)
+
+
+def _finite(layer: str, what: str, tensor: torch.Tensor) -> np.ndarray:
+    values: np.ndarray = tensor.numpy(force=True)
     if not math.isfinite(np.vdot(values, values)) and not (finite := np.isfinite(values)).all():
         position = tuple(int(i) for i in np.argwhere(~finite)[0])
         raise UserError(
             f"layer '{layer}': {what} at {position} is {values[position]}; only finite weights can be quantized, "
             "train again with a lower learning rate."
         )
-    return values.astype(np.float64)
+    return values

@@ -73,7 +73,7 @@ def steps_of(clips: Sequence[np.ndarray], bits: Bits, if_zero: float) -> list[St
     Scales are powers of two apart, the finest under which every clip fits. if_zero: the scale where all weights are 0.
     """
     _, most = levels(bits)
-    widest = [clip.max() for clip in clips]
+    widest = [largest_of(clip) for clip in clips]
     strongest = max(widest)
     if not strongest:
         return [Step(np.asarray(if_zero), 0)] * len(clips)
@@ -100,14 +100,14 @@ def rounded(weight: np.ndarray, step: Step, bits: Bits, lacking: int) -> Rounded
     unit, scale = max(_unit(bits) >> lacking, WEIGHT_STEP), step.scale * 2.0**-lacking
     rows = weight.reshape(len(weight), -1)
     mantissas, sums = np.empty(rows.shape, np.int16), np.empty((2, len(rows)), np.int64)
-    _round_rows(rows, np.full(len(rows), scale / unit), *levels(bits), unit, bits == 1, mantissas, sums)
+    _round_rows(rows, np.array(scale / unit, ndmin=1), *levels(bits), unit, bits == 1, mantissas, sums)
     return Rounded(mantissas.reshape(weight.shape), scale, sums)
 
 
 @njit(cache=True)
 def _round_rows(rows, scale, least, most, unit, sign_alone, mantissas, sums):  # type: ignore[no-untyped-def]
     for row in range(len(rows)):
-        values, found, own = rows[row], mantissas[row], scale[row]
+        values, found, own = rows[row], mantissas[row], scale[row % len(scale)]
         for i in range(len(values)):
             level = np.sign(values[i]) if sign_alone else min(max(np.rint(values[i] * own), least), most)
             found[i] = np.int32(level) * unit
@@ -127,6 +127,11 @@ def _signed_sums(mantissas):  # type: ignore[no-untyped-def]
         total += mantissa
         size += abs(mantissa)
     return (size - total) // 2, (size + total) // 2
+
+
+def largest_of(values: np.ndarray) -> float:
+    """Of values [] or [O]; NumPy is slow to find it of one."""
+    return float(values.max() if values.ndim else values)
 
 
 def over_rows(values: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -22,18 +22,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numba import njit
 
 from base.errors import UserError
 from quantize import arithmetic as rules
-from quantize.bounds.intervals import LIMITS
-from quantize.bounds.search import invariant_u, invariant_v
+from quantize.bounds.search import stays_inside
 from quantize.fold import FoldedLayer, conducted
-from quantize.grids import Grid, clip_of, over_rows, rounded, steps_of
+from quantize.grids import Grid, Rounded, clip_of, largest_of, over_rows, rounded, steps_of
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 from quantize.precision import WITHOUT_SAMPLES, Precision
 
@@ -43,7 +42,7 @@ BIAS_MANTISSA_MAX = (1 << (rules.BIAS_BITS - 1)) - 1
 BIASED_THRESHOLD_MAX = (rules.STATE_LIMIT - 1 - (BIAS_MANTISSA_MAX << rules.BIAS_EXPONENT_MAX)) >> rules.STATE_SHIFT
 ACTIVATION_MAX = (1 << (rules.ACTIVATION_BITS - 1)) - 1
 STATE_UNIT = 1 << rules.STATE_SHIFT
-OUTWARDS = np.array([[-1], [1]])
+NO_CURRENT = np.zeros((2, 1), np.int64)
 WEIGHT_BITS_TO_SPARE = 6  # of 8, where inputs are so wide or memory so long that no exponent alone keeps sums inside
 FINE_THRESHOLD = 1 << 5  # for the range of voltages no mantissa becomes smaller: rounding stays below 2 % of it
 CALIBRATED_MARGIN = 2  # times what samples push a state to must fit, where that decides
@@ -170,8 +169,9 @@ def _quantize_biased(layer: FoldedLayer, payload: int) -> Quantized:
         made = Quantized(_lost(layer), np.asarray(threshold_mant), np.asarray(0), bias_exp, scale, ())
         chosen = chosen or made
         half = 1 << (rules.BIAS_BITS - 1)
-        drive = np.array([-half << bias_exp, (half - 1) << bias_exp]).reshape(2, *[1] * len(layer.shape))
-        if _holds_voltage(layer, made, drive):
+        ends = (np.array([end << bias_exp]) for end in (-half, half - 1))
+        _, inside = _stays_inside(layer, made, NO_CURRENT, *ends)
+        if inside:
             return made._replace(backed_off=chosen.bias_exp - bias_exp)
     assert chosen is not None
     return chosen
@@ -219,9 +219,9 @@ def _on(grids: list[Grid], layer: FoldedLayer, lost: tuple[np.ndarray, np.ndarra
     scale = np.asarray(grids[0].scale * 2.0 ** grids[0].exponent)  # the same by every connection
     if scale.ndim and (scale == scale[0]).all():
         scale = np.asarray(scale[0])  # stock neurons hold one threshold
-    threshold = np.asarray(np.rint(scale * layer.threshold), np.int64)
-    bias, bias_exp = _bias(np.rint(STATE_UNIT * scale * layer.bias), precision.bias_exponents[0])
-    return Quantized(lost, threshold, bias, bias_exp, scale, tuple(grids))
+    each = scale.reshape(-1)
+    threshold, bias, bias_exp = _in_units(each, layer.threshold, layer.bias, precision.bias_exponents[0])
+    return Quantized(lost, threshold.reshape(scale.shape), bias, bias_exp, scale, tuple(grids))
 
 
 def _held(layer: FoldedLayer, made: Quantized, sums: np.ndarray, precision: Precision) -> tuple[bool, bool]:
@@ -235,22 +235,21 @@ def _held(layer: FoldedLayer, made: Quantized, sums: np.ndarray, precision: Prec
         unit = STATE_UNIT * float(made.scale.max()) * CALIBRATED_MARGIN
         current, voltage = (unit * reach < rules.STATE_LIMIT for reach in layer.reach)
         return current, voltage
-    u = invariant_u(sums.reshape(2, -1, *[1] * (len(layer.shape) - 1)), made.lost[0])
-    within = _within("u", u)
-    return within, within and _holds_voltage(layer, made, u + _over(made.bias, layer))
+    return _stays_inside(layer, made, sums << rules.STATE_SHIFT, made.bias, made.bias)
 
 
-def _holds_voltage(layer: FoldedLayer, made: Quantized, drive: np.ndarray) -> bool:
-    """Whether no voltage saturates under drives, u and bias, within an interval [2, ...]."""
-    threshold = _over(made.threshold_mant << rules.STATE_SHIFT, layer)
-    _, voltage = invariant_v(drive, made.lost[1], threshold, layer.reset, layer.floor)
-    return _within("v", voltage)
+def _stays_inside(
+    layer: FoldedLayer, made: Quantized, currents: np.ndarray, least_bias: np.ndarray, most_bias: np.ndarray
+) -> tuple[bool, bool]:
+    lost = (_flat(share, layer) for share in made.lost)
+    threshold = made.threshold_mant.reshape(-1) << rules.STATE_SHIFT
+    kind = layer.reset.startswith("hard"), rules.is_late(layer.reset), layer.floor
+    return stays_inside(currents, least_bias, most_bias, *lost, threshold, *kind)
 
 
-def _within(what: str, values: np.ndarray) -> bool:
-    """Whether the register holds them all."""
-    least, most = LIMITS[what]
-    return bool(least <= values.min() and values.max() <= most)
+def _flat(values: np.ndarray, layer: FoldedLayer) -> np.ndarray:
+    """Values that broadcast to the layer's shape, one for all or for each neuron, [1] or [M]."""
+    return (values if values.shape in ((), layer.shape) else np.broadcast_to(values, layer.shape)).reshape(-1)
 
 
 def _population(layer: FoldedLayer, made: Quantized) -> Population:
@@ -330,10 +329,10 @@ def _lost(layer: FoldedLayer) -> tuple[np.ndarray, np.ndarray]:
     lost = [np.asarray(np.rint(rules.DECAY_UNITY * (1 - kept)), np.int64) for kept in (layer.alpha, layer.beta)]
     of_alpha = (layer.alpha, lost[0] - rules.CURRENT_DECAY_OFFSET, "alpha")
     for kept, decay, what in (of_alpha, (layer.beta, lost[1], "beta")):
-        if decay.min() < 0 or decay.max() >= rules.DECAY_UNITY:
-            outside = (decay < 0) | (decay >= rules.DECAY_UNITY)
+        if np.count_nonzero(outside := decay >> rules.DECAY_BITS):
+            share, refused = (np.asarray(values)[outside != 0][0] for values in (kept, decay))
             raise UserError(
-                f"layer '{layer.name}': {what} = {np.asarray(kept)[outside][0]} is decay {decay[outside][0]}, outside "
+                f"layer '{layer.name}': {what} = {share} is decay {refused}, outside "
                 f"0..4095; the chip keeps shares {'0 to 4095/4096' if what == 'alpha' else '1/4096 to 1'} per step."
             )
     return lost[0], lost[1]
@@ -351,32 +350,50 @@ def _fitting(layer: FoldedLayer, payload: int, precision: Precision) -> Iterator
     bits, weights = precision.of(layer.name), [connection.weight for connection in layer.connections]
     steps = steps_of(clips_of(layer, precision), bits, if_zero=1 / (layer.threshold or 1.0))
     of_mantissas = steps[0].scale * 2.0 ** -steps[0].finer
-    threshold = float(of_mantissas.max()) * layer.threshold
+    threshold = largest_of(of_mantissas) * layer.threshold
     bias = STATE_UNIT * float(np.abs(of_mantissas * layer.bias).max())
     largest_bias = BIAS_MANTISSA_MAX << precision.bias_exponents[1]
-    lacking: list[int] = []
     least, most = precision.exponents
+    all_bits = least + max(step.finer for step in steps)  # the exponent down to which no mantissa gives up any
+    each: list[Rounded] = []
     for exponent in range(most, least - WEIGHT_BITS_TO_SPARE - 1, -1):
         unit = 2.0**exponent
         if threshold * unit >= THRESHOLD_MAX + 0.5 or bias * unit > largest_bias:
             continue  # before any weight is rounded
-        lacks = [max(0, least - (exponent - step.finer)) for step in steps]
-        if lacks != lacking:
-            lacking = lacks
-            each = [rounded(w, step, bits, lack) for w, step, lack in zip(weights, steps, lacking, strict=True)]
-            sums = [
-                made.sums * ((payload if connection.source == INPUT else 1) * 2.0 ** (lack - step.finer))
-                for connection, made, step, lack in zip(layer.connections, each, steps, lacking, strict=True)
-            ]
-            largest = float(reduce(np.add, sums).max())
-        if largest * unit > ACTIVATION_MAX:
-            continue  # before any sum is
-        # What is negative is shifted with its sign, so both ends are rounded away from zero, by each connection.
-        sizes = reduce(np.add, [np.ceil(each_sum * unit) for each_sum in sums])
-        if sizes.max() <= ACTIVATION_MAX:
-            exponents = [exponent - step.finer + lack for step, lack in zip(steps, lacking, strict=True)]
+        if not each or exponent < all_bits:
+            lacks = [max(0, least - (exponent - step.finer)) for step in steps]
+            each = [rounded(w, step, bits, lack) for w, step, lack in zip(weights, steps, lacks, strict=True)]
+            sums = np.empty((len(each), *each[0].sums.shape))
+            for into, connection, made, step, lack in zip(sums, layer.connections, each, steps, lacks, strict=True):
+                payloads = payload if connection.source == INPUT else 1
+                np.multiply(made.sums, payloads * 2.0 ** (lack - step.finer), out=into)
+            most_alone = float(sums.max())
+        if most_alone * unit > ACTIVATION_MAX:
+            continue  # of one connection alone
+        reached = _activations(sums, unit)
+        if len(reached):
+            exponents = [exponent - step.finer + lack for step, lack in zip(steps, lacks, strict=True)]
             grids = [Grid(made.weight, made.scale, power) for made, power in zip(each, exponents, strict=True)]
-            yield grids, (OUTWARDS * sizes).astype(np.int64)
+            yield grids, reached
+
+
+@njit(cache=True)
+def _activations(sums, unit):  # type: ignore[no-untyped-def]
+    """The least and the largest activations, int64 [2, O], that connections make whose unshifted sums of weights have
+    sizes [C, 2, O]; none, [0, O], if any leaves its register.
+
+    What is negative is shifted with its sign, so both ends are rounded away from zero, by each connection."""
+    connections, _, rows = sums.shape
+    reached = np.empty((2, rows), np.int64)
+    for row in range(rows):
+        for end in range(2):
+            size = 0.0
+            for place in range(connections):
+                size += np.ceil(sums[place, end, row] * unit)
+            if size > ACTIVATION_MAX:
+                return reached[:0]
+            reached[end, row] = np.int64(size) if end else -np.int64(size)
+    return reached
 
 
 def clips_of(layer: FoldedLayer, precision: Precision) -> list[np.ndarray]:
@@ -400,9 +417,19 @@ def _largest(layer: FoldedLayer) -> float:
     return float(max(np.abs(connection.weight).max() for connection in layer.connections))
 
 
-def _bias(bias: np.ndarray, exponent: int) -> tuple[np.ndarray, int]:
-    """A bias in state units as multiples of 2^exponent, int64, and the smallest such exponent, from that one on."""
-    largest = int(np.abs(bias).max())
-    while round(largest / 2**exponent) > BIAS_MANTISSA_MAX:
+@njit(cache=True)
+def _in_units(scale, threshold, bias, exponent):  # type: ignore[no-untyped-def]
+    """By a scale [1] or [O] the threshold's mantissa, int64 likewise; the bias [O] in state units as multiples of
+    2^exponent, int64, and the smallest such exponent, from that one on."""
+    mantissa, state, largest = np.empty(len(scale), np.int64), np.empty(len(bias)), 0.0
+    for i in range(len(scale)):
+        mantissa[i] = np.rint(scale[i] * threshold)
+    for i in range(len(bias)):
+        state[i] = np.rint(STATE_UNIT * scale[i % len(scale)] * bias[i])
+        largest = max(largest, abs(state[i]))
+    while np.rint(largest / 2.0**exponent) > BIAS_MANTISSA_MAX:
         exponent += 1
-    return np.rint(bias / 2**exponent).astype(np.int64) << exponent, exponent
+    multiples = np.empty(len(bias), np.int64)
+    for i in range(len(bias)):
+        multiples[i] = np.int64(np.rint(state[i] / 2.0**exponent)) << exponent
+    return mantissa, multiples, exponent

@@ -23,7 +23,7 @@ from quantize.bounds import search
 from quantize.bounds.certificate import PROVEN, REFUTED, UNDECIDED
 from quantize.bounds.checker import check
 from quantize.bounds.cones import Cone
-from quantize.bounds.intervals import LIMITS, NEVER, quantities
+from quantize.bounds.intervals import LIMITS, NEVER, contains, quantities
 from quantize.bounds.proof import prove
 from quantize.bounds.replay import reached
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
@@ -141,6 +141,35 @@ def test_the_current_and_an_inhibited_voltage_reach_their_bounds_exactly(
     assert values["u"].max() == found["a"].u[1]
     assert values["u"].min() == found["a"].u[0]
     assert reset == "soft-late" or values["v"].min() == found["a"].v[0]
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0, 1, 40, 4096]),
+    st.sampled_from([0, 3, 900]),
+    st.integers(8, 22),
+    st.sampled_from(arithmetic.RESETS),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(max_examples=60)
+def test_whether_all_neurons_stay_inside_is_what_their_intervals_say(
+    seed: int, lost_u: int, lost_v: int, bits: int, reset: str, floor: bool, each: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    activation = np.sort(rng.integers(-1 << bits, 1 << bits, (2, 3)), axis=0) >> arithmetic.STATE_SHIFT
+    bias, threshold = rng.integers(-1 << 18, 1 << 18, 3), rng.integers(1, 1 << bits, 3)
+    shape = (3, 2) if each else (3, 1)
+    u_lost, v_lost = (np.minimum(share + rng.integers(0, 9, shape) * each, 4096) for share in (lost_u, lost_v))
+    u = search.invariant_u(activation[..., None], u_lost)
+    _, v = search.invariant_v(u + bias[:, None], v_lost, threshold[:, None], reset, floor)
+    inside = [bool(contains(LIMITS[name], values).all()) for name, values in (("u", u), ("v", v))]
+    found = search.stays_inside(
+        activation << arithmetic.STATE_SHIFT,
+        *(bias, bias, u_lost.reshape(-1), v_lost.reshape(-1), threshold),
+        *(reset.startswith("hard"), arithmetic.is_late(reset), floor),
+    )
+    assert found == (inside[0], all(inside))
 
 
 def test_neurons_that_cannot_spike_add_nothing() -> None:

@@ -181,7 +181,7 @@ def hull(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.stack([np.minimum(a[0], b[0]), np.maximum(a[1], b[1])])
 
 
-def contains(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
+def contains(outer: np.ndarray | tuple[int, int], inner: np.ndarray) -> np.ndarray:
     """Whether one interval lies in the other, bool [*shape]."""
     return np.asarray((outer[0] <= inner[0]) & (inner[1] <= outer[1]))
 
@@ -200,7 +200,7 @@ def _stepped(
     current = rules.truncate_toward_zero(u * keep_u) + (activation << rules.STATE_SHIFT)
     of_rates, lowest = limits
     tighter = np.stack([np.maximum(current[0], of_rates[0]), np.minimum(current[1], of_rates[1])])
-    stays = contains(np.array(LIMITS["u"]), tighter)
+    stays = contains(LIMITS["u"], tighter)
     current = np.where(stays, tighter, current)  # what rates tell holds of currents that never wrapped
     widest = np.where(np.abs(current).max(axis=0) <= WRAPPED_ONCE, rules.STATE_LIMIT, BEYOND_WRAP)
     wrapped = np.where(stays, current, np.stack([-widest, widest]))

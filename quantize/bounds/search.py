@@ -41,6 +41,7 @@ from quantize.bounds.intervals import (
 )
 from quantize.integer_network import IntegerNetwork
 
+(U_LEAST, U_MOST), (V_LEAST, V_MOST) = LIMITS["u"], LIMITS["v"]
 ROUNDS = 4  # at most, in which what is known of all neurons tells more of each
 
 
@@ -81,7 +82,7 @@ def _invariant(network: IntegerNetwork, name: str, before: Claim, activation: np
     lost_u, lost_v = lost(population)
     u = invariant_u(activation, lost_u)
     u = np.stack([np.maximum(u[0], of_rates[0]), np.minimum(u[1], of_rates[1])])
-    stays = contains(np.array(LIMITS["u"]), u)
+    stays = contains(LIMITS["u"], u)
     once = np.abs(activation).max(axis=0) << rules.STATE_SHIFT <= WRAPPED_ONCE - rules.STATE_LIMIT
     widest = np.where(once, rules.STATE_LIMIT, BEYOND_WRAP)
     u = np.where(stays, u, np.stack([-widest, widest]))
@@ -146,17 +147,42 @@ def _hold(each, hard, late, floor):  # type: ignore[no-untyped-def]
     """In the place of drives, lost and threshold come the least of v and the most after the reset, and both before."""
     for i in range(each.shape[1]):
         least, most, lost, threshold = each[:, i]
-        kept = rules.DECAY_UNITY - lost
-        low, high = -_climbed(-least, lost), _climbed(most, lost)
-        after = high
-        if high > threshold:
-            high = threshold * kept // rules.DECAY_UNITY + most  # what one step makes of a v that did not spike
-            after = high if late else threshold
-            if not hard:
-                beyond = _climbed(most - threshold, lost)  # left behind by a reset at every step
-                after, high = max(after, beyond), max(high, beyond if late else beyond + threshold)
-                if late:
-                    low = min(low, (threshold + 1) * kept // rules.DECAY_UNITY + least - threshold)
-        if floor:
-            low = 0
+        low, after, high = _voltages(least, most, lost, threshold, hard, late, floor)
         each[0, i], each[1, i], each[2, i], each[3, i] = low, after, low, high
+
+
+@njit(cache=True)
+def _voltages(least, most, lost, threshold, hard, late, floor):  # type: ignore[no-untyped-def]
+    """Under drives of least to most: the least of v, the most after the reset and the most before it."""
+    kept = rules.DECAY_UNITY - lost
+    low, high = -_climbed(-least, lost), _climbed(most, lost)
+    after = high
+    if high > threshold:
+        high = threshold * kept // rules.DECAY_UNITY + most  # what one step makes of a v that did not spike
+        after = high if late else threshold
+        if not hard:
+            beyond = _climbed(most - threshold, lost)  # left behind by a reset at every step
+            after, high = max(after, beyond), max(high, beyond if late else beyond + threshold)
+            if late:
+                low = min(low, (threshold + 1) * kept // rules.DECAY_UNITY + least - threshold)
+    return 0 if floor else low, after, high
+
+
+@njit(cache=True)
+def stays_inside(  # type: ignore[no-untyped-def]
+    currents, least_bias, most_bias, lost_u, lost_v, threshold, hard, late, floor
+):  # fmt: skip
+    """Whether registers hold u, and whether they hold u and v, as `invariant_u` and `invariant_v` find them, where what
+    arrives in u, [2, 1] or [2, O] in state units, and the bias are within intervals. All else is [1], [O] or [M]."""
+    arriving, inside = currents.shape[1], True
+    count = max(arriving, len(least_bias), len(lost_u), len(lost_v), len(threshold))
+    for i in range(count):
+        row, own, bias = i * arriving // count, lost_u[i * len(lost_u) // count], i * len(least_bias) // count
+        least, most = -_climbed(-currents[0, row], own), _climbed(currents[1, row], own)
+        if least < U_LEAST or most > U_MOST:
+            return False, False
+        least, most = least + least_bias[bias], most + most_bias[bias]
+        own, level = lost_v[i * len(lost_v) // count], threshold[i * len(threshold) // count]
+        low, _, high = _voltages(least, most, own, level, hard, late, floor)
+        inside = inside and low >= V_LEAST and high <= V_MOST
+    return True, inside
