@@ -24,6 +24,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ from quantize.arithmetic import DECAY_UNITY, STATE_LIMIT, STATE_SHIFT
 from quantize.calibration import calibrate
 from quantize.engine import decayed
 from quantize.fold import FoldedLayer, fold, pooling, unfolded
-from quantize.grids import levels
+from quantize.grids import largest_of, levels
 from quantize.precision import EIGHT_BITS, Bits, Precision
 from quantize.scales import Quantized, quantize_each
 from train.kernels import fill
@@ -51,6 +52,9 @@ from train.wiring import INPUT, Link, Norm, Stage, unchanging
 
 STATE_UNIT = 1 << STATE_SHIFT
 TILE = 1024  # neurons whose state stays in the first-level cache for all steps
+ACTIVATION = np.float32(1 / STATE_UNIT)  # of a unit of the state
+UNCLIPPED = np.full(1, np.inf, np.float32)
+OF_LOGARITHM = math.log(2)  # how a power of 2 changes with its exponent, in powers
 SAMPLED = 4  # one of so many samples is looked at by the norms
 
 
@@ -88,6 +92,8 @@ class AwareNetwork(SpikingNetwork):
         self.stages = network.stages
         for name, part in network.named_children():
             self.add_module(name, part)
+        self._summing = {stage.name: tuple(map(_summing, stage.links)) for stage in self.stages}
+        self._shares = {stage.name: _shares(stage, (1 << self.payload_bits) - 1) for stage in self.stages}
         self.clips = None
         if precision.scales != "calibrated":
             self.clips = self._clips(calibrate(network, inputs, precision))
@@ -104,48 +110,121 @@ class AwareNetwork(SpikingNetwork):
 
     def prepared(self) -> tuple[Stage, ...]:
         """The stages with the integers of the present weights."""
-        layers, learned = fold(self), self.clips if self.precision.scales == "learned" else None
+        layers = fold(self)
         each = quantize_each(layers, self.payload_bits, self.precision)
-        return tuple(
-            stage
-            if stage.neuron is None
-            else _IntegerStage(
-                **vars(stage),
-                layer=layer,
-                integers=integers,
-                bits=self.precision.of(stage.name),
-                payload_max=(1 << self.payload_bits) - 1,
-                clips=None if learned is None else learned[stage.name],
-            )
+        made = {
+            stage.name: self._made(stage, layer, integers)
             for stage, layer, integers in zip(self.stages, layers, each, strict=True)
+            if stage.neuron is not None
+        }
+        floats = [x for one in made.values() for x in (one.clips, one.bias, *one.gains, *one.weights)]
+        rounded = iter(_Rounded.apply(tuple(made.values()), *floats))
+        return tuple(
+            _IntegerStage(
+                **vars(stage),
+                summing=self._summing[stage.name],
+                made=made[stage.name],
+                bias=next(rounded),
+                weights=list(islice(rounded, len(made[stage.name].weights))),
+            )
+            if stage.name in made
+            else stage
+            for stage in self.stages
+        )
+
+    def _made(self, stage: Stage, layer: FoldedLayer, integers: Quantized) -> _Made:
+        learned = self.clips if self.precision.scales == "learned" else None
+        folded = [grid.weight for grid in integers.grids]
+        return _Made(
+            layer,
+            integers,
+            self.precision.of(stage.name),
+            [*map(unfolded, stage.links, folded), *folded[len(stage.links) :]],
+            self._shares[stage.name],
+            None if learned is None else learned[stage.name],
+            *_floats(stage),
         )
 
     def extra_repr(self) -> str:
         return repr(self.precision)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _IntegerStage(Stage):
-    """A stage, folded, and what quantization made of it, with as many bits for each weight. clips: those that learn of
-    SpikingNetwork's."""
+class _Made(NamedTuple):
+    """What quantization made of a population, with as many bits for each weight, and of what. Of its connections, in
+    the shape of their synapses, mantissas and weights; what one unit of a source counts, `shares`; the other floats as
+    `_floats` has them. clips: those that learn of SpikingNetwork's."""
 
     layer: FoldedLayer
     integers: Quantized
     bits: Bits
-    payload_max: int
+    mantissas: list[np.ndarray]
+    shares: list[float]
     clips: Tensor | None
+    bias: Tensor | None
+    gains: list[Tensor | None]
+    weights: list[Tensor]
+
+    def units(self, share: float = 1.0) -> np.ndarray:
+        """What brings floats, of a source that counts so much, to units of activation, but for `gains`: float32 [1] or
+        [O]."""
+        return (share * self.integers.scale.reshape(-1)).astype(np.float32)
+
+    def clip(self, place: int) -> np.ndarray:
+        """Beyond which of a connection's weights, in units of activation, no gradient passes: float32 [1] or [O], and
+        infinite where none is clipped or no clip learns."""
+        if self.clips is None:
+            return UNCLIPPED
+        clip = (self.integers.scale.reshape(-1) * self.layer.connections[place].clip).astype(np.float32)
+        return np.full_like(clip, np.inf) if self.bits == 1 else clip
+
+
+def _floats(stage: Stage) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
+    """With their gradients the bias [O] of a population, if it has one; of every connection by what KLIF and a norm
+    multiply its weights, [] or [O], if anything does; and these weights in the shape of its synapse."""
+    k = stage.neuron.k if isinstance(stage.neuron, LIF) else None
+    biases: list[Tensor] = []
+    gains: list[Tensor | None] = []
+    weights: list[Tensor] = []
+    for link in stage.links:
+        bias: Tensor | None = getattr(link.synapse, "bias", None)
+        gain: Tensor | None = k
+        if isinstance(link.norm, Norm):
+            of_norm, offset = running_affine(link.norm)
+            if link.norm.training:  # what it takes off has a gradient of its own: see `_activation`
+                offset = torch.zeros_like(of_norm) if link.norm.bias is None else link.norm.bias
+            bias = offset if bias is None else offset + of_norm * bias
+            gain = of_norm if k is None else k * of_norm
+        weights.append(link.standardised(link.synapse.get_parameter("weight")))
+        gains.append(gain)
+        if bias is not None:
+            biases.append(bias if k is None else k * bias)
+    if (recurrent := stage.recurrent) is not None:
+        weights.append(recurrent)
+        gains.append(k)
+    return sum(biases[1:], start=biases[0]) if biases else None, gains, weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class _IntegerStage(Stage):
+    """A stage with a bias [O], or None, and weights that are integers in units of activation. summing: its links, where
+    poolings add the spikes of a window up."""
+
+    summing: tuple[Link, ...]
+    made: _Made
+    bias: Tensor | None
+    weights: list[Tensor]
 
     def forward(self, spikes: Mapping[str, Tensor], state: State | None = None) -> tuple[Tensor, Tensor | None]:
         assert state is None, "Training refuses to recompute the steps of integers"
-        neuron, integers, (link, *others) = self.neuron, self.integers, self.links
-        bias, weights = self._rounded()
+        neuron, integers, (link, *others) = self.neuron, self.made.integers, self.links
+        bias, weights = self.bias, self.weights
         if bias is not None:
             bias = over_channels(bias, len(self.output_shape))
         if not isinstance(neuron, LIF):
-            currents, bias = self._activation(weights, bias, spikes)
+            currents, bias = self._activation(bias, spikes)
             return (currents if bias is None else currents + bias) / self._largest_scale, None
         recurrent = weights[-1] if len(weights) > len(self.links) else None
-        threshold, arriving = float(integers.threshold_mant.max()), spikes[link.source]
+        threshold, arriving = largest_of(integers.threshold_mant), spikes[link.source]
         how = neuron.backward(len(arriving), self.current_spread)
         forward, synapse = integer_forward, None
         if integers.threshold_mant.ndim:
@@ -154,14 +233,14 @@ class _IntegerStage(Stage):
             own = over_channels(own, len(self.output_shape))
             forward = partial(integer_forward, own=Own(own.expand(self.output_shape).flatten(), recurrent))
             stretch = threshold / own
-            arriving, bias = self._activation(weights, bias, spikes)
+            arriving, bias = self._activation(bias, spikes)
             arriving = (arriving * stretch).contiguous()  # in the order of the thresholds
             bias = None if bias is None else bias * stretch
             recurrent = None if recurrent is None else recurrent * stretch.unsqueeze(1)
         elif others or not link.multiplies or unchanging(arriving):
-            arriving, bias = self._activation(weights, bias, spikes)
+            arriving, bias = self._activation(bias, spikes)
         else:
-            arriving, synapse = _summing(link).pooled(arriving), Product(weights[0], link.geometry)
+            arriving, synapse = self.summing[0].pooled(arriving), Product(weights[0], link.geometry)
         lost_u, lost_v = integers.lost
         return lif_scan(
             arriving,
@@ -182,84 +261,44 @@ class _IntegerStage(Stage):
 
     @cached_property
     def _largest_scale(self) -> float:
-        return float(self.integers.scale.max())
+        return largest_of(self.made.integers.scale)
 
-    def _rounded(self) -> tuple[Tensor | None, list[Tensor]]:
-        """The bias [O], if there is one, and the weights of every connection, as integers in units of activation; with
-        the gradients of what became of them."""
-        floats: list[Tensor] = []
-        biases: list[Tensor] = []
-        for link in self.links:
-            weight, bias = link.standardised(link.synapse.get_parameter("weight")), getattr(link.synapse, "bias", None)
-            gain = self._gain(weight, self._share(link))
-            if isinstance(link.norm, Norm):
-                of_norm, offset = running_affine(link.norm)
-                if link.norm.training:  # what it takes off has a gradient of its own: see `_activation`
-                    offset = torch.zeros_like(of_norm) if link.norm.bias is None else link.norm.bias
-                gain, bias = gain * of_norm, offset if bias is None else offset + of_norm * bias
-            floats += [weight, gain]
-            if bias is not None:
-                biases.append(bias)
-        if self.recurrent is not None:
-            floats += [self.recurrent, self._gain(self.recurrent)]
-        bias = sum(biases[1:], start=biases[0]) if biases else None
-        rounded, *weights = _Rounded.apply(self, self.clips, bias, self._gain(floats[0]), *floats)
-        return rounded, weights
-
-    @property
-    def mantissas(self) -> list[np.ndarray]:
-        """Of the weights of each connection, in the shape of its synapse."""
-        grids = [grid.weight for grid in self.integers.grids]
-        return [*map(unfolded, self.links, grids), *grids[len(self.links) :]]
-
-    def _gain(self, floats: Tensor, share: float = 1.0) -> Tensor:
-        """What brings floats, of a source that counts so much, to units of activation, KLIF's k included: [1] or
-        [O]."""
-        gain = torch.from_numpy((share * self.integers.scale).reshape(-1).astype(np.float32)).to(floats)
-        k = self.neuron.k if isinstance(self.neuron, LIF) else None
-        return gain if k is None else gain * k
-
-    def clip(self, place: int) -> np.ndarray:
-        """Beyond which of a connection's weights, in units of activation, no gradient passes: float32 [1] or [O], and
-        infinite where none is clipped or no clip learns."""
-        if self.clips is None:
-            return np.full(1, np.inf, np.float32)
-        clip = np.atleast_1d(self.integers.scale * self.layer.connections[place].clip).astype(np.float32)
-        return np.full_like(clip, np.inf) if self.bits == 1 else clip
-
-    def _share(self, link: Link) -> float:
-        """What one unit of a source, its payload or a spike of a window, is to the synapse in floats."""
-        _, share = pooling(link)
-        return share / self.payload_max if link.source == INPUT else share
-
-    def _activation(
-        self, weights: list[Tensor], bias: Tensor | None, spikes: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
+    def _activation(self, bias: Tensor | None, spikes: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """The sum of all links' activations, [T, B, *shape], each rounded down by itself and shown to its norm; and the
         bias, with the gradient of the means that norms take off."""
         arriving = []
-        for link, weight in zip(self.links, weights, strict=False):
+        for place, link in enumerate(self.summing):
             sent = spikes[link.source]
-            maps = _summing(link).pooled(sent[:1] if unchanging(sent) else sent)
-            activation = _Floor.apply(link.conducted(maps.flatten(0, 1), weight))
+            maps = link.pooled(sent[:1] if unchanging(sent) else sent)
+            activation = _Floor.apply(link.conducted(maps.flatten(0, 1), self.weights[place]))
             if isinstance(link.norm, Norm) and link.norm.training:
                 assert bias is not None
                 mean = activation.mean([0, *range(2, activation.dim())])
                 bias = bias - over_channels(mean - mean.detach(), len(self.output_shape))
-                self._remember(link, link.norm, maps, mean)
+                self._remember(place, link.norm, maps, mean)
             activation = activation.unflatten(0, maps.shape[:2])
             arriving.append(activation.expand(len(sent), *activation.shape[1:]))
         return sum(arriving[1:], start=arriving[0]), bias
 
     @torch.no_grad()
-    def _remember(self, link: Link, norm: Norm, pooled: Tensor, of_integers: Tensor) -> None:
-        """Statistics for the norm, of pooled spikes [T, B, *source] whose activations have that mean [C]."""
-        unrounded = self._share(link) * link.conducted(pooled[:, ::SAMPLED].flatten(0, 1))
+    def _remember(self, place: int, norm: Norm, pooled: Tensor, of_integers: Tensor) -> None:
+        """Statistics for the norm of a link, of pooled spikes [T, B, *source] whose activations have that mean [C]."""
+        link, gain = self.links[place], self.made.gains[place]
+        assert gain is not None
+        unrounded = self.made.shares[place] * link.conducted(pooled[:, ::SAMPLED].flatten(0, 1))
         mean, variance = statistics(unrounded)
-        gain, _ = running_affine(norm)
-        unit = self._gain(gain) * gain
+        unit = _times(gain, self.made.units())
         mean = torch.where(unit == 0, mean, of_integers / unit)
         remember(norm, mean, variance, unrounded.numel() // len(mean))
+
+
+def _shares(stage: Stage, payload_max: int) -> list[float]:
+    """What one unit of its source, a payload or a spike of a window, is to each synapse in floats."""
+    shares = [1.0] * (len(stage.links) + (stage.recurrent is not None))
+    for place, link in enumerate(stage.links):
+        _, share = pooling(link)
+        shares[place] = share / payload_max if link.source == INPUT else share
+    return shares
 
 
 def _summing(link: Link) -> Link:
@@ -272,84 +311,101 @@ def _summing(link: Link) -> Link:
 
 def _kept(share: Share, lost: np.ndarray) -> Share:
     """The share that is kept of a state which loses so many 4096ths."""
-    kept = np.asarray(1 - lost / DECAY_UNITY)
-    return valued(share, torch.from_numpy(kept).to(share)) if isinstance(share, Tensor) else float(kept)
+    kept = 1 - lost / DECAY_UNITY
+    return valued(share, torch.as_tensor(kept).to(share)) if isinstance(share, Tensor) else float(kept)
 
 
 class _Rounded(torch.autograd.Function):
-    """A population's bias [O] or None, and the weights [O, ...] of its connections, as integers in units of activation.
+    """Of every population its bias [O] or None, and the weights [O, ...] of its connections, as integers in units of
+    activation; made from what each gives in `floats`, of one after the other: clips, bias, gains, weights.
 
-    floats: of each connection weights, and the gain [1] or [O] that brings them to these units; gain: that of the bias.
-    The gradient passes straight through to floats and gains, but for weights beyond their clip, if that learns. clips,
-    [connections] or [connections, O], do so as their logarithms to base 2 (Jain et al., arXiv 1903.08066), by the
-    gradient that its step size has where rounding passes the weights' straight through (LSQ, Esser et al., arXiv
-    1902.08153): of a weight w on level q, q - w / step, and of a clipped one the level, which the weight itself then
-    learns nothing of. One bit clips nothing.
+    The gradient passes straight through to all, but for weights beyond their clip, if that learns. clips, [connections]
+    or [connections, O], do so as their logarithms to base 2 (Jain et al., arXiv 1903.08066), by the gradient that their
+    step size has where rounding passes the weights' straight through (LSQ, Esser et al., arXiv 1902.08153): of a weight
+    w on level q, q - w / step, and of a clipped one the level, which the weight itself then learns nothing of. One bit
+    clips nothing.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, stage: _IntegerStage, clips: Tensor | None, bias: Tensor | None, gain: Tensor, *floats: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        ctx.stage, ctx.clips = stage, None if clips is None else clips.shape
-        ctx.rounded = [
-            mantissas.astype(np.float32) * np.float32(2.0**grid.exponent)
-            for mantissas, grid in zip(stage.mantissas, stage.integers.grids, strict=True)
-        ]
-        ctx.save_for_backward(bias, gain, *floats)
-        weights = [torch.from_numpy(each).to(weight) for each, weight in zip(ctx.rounded, floats[::2], strict=True)]
-        if bias is None:
-            return None, *weights
-        return torch.from_numpy((stage.integers.bias / STATE_UNIT).astype(np.float32)).to(bias), *weights
+    def forward(ctx: Any, made: tuple[_Made, ...], *floats: Tensor | None) -> tuple[Tensor | None, ...]:
+        ctx.made, ctx.rounded = made, []
+        found: list[Tensor | None] = []
+        for one in made:
+            like, integers = one.weights[0], one.integers
+            rounded = [
+                np.multiply(mantissas, np.float32(2.0**grid.exponent), dtype=np.float32)
+                for mantissas, grid in zip(one.mantissas, integers.grids, strict=True)
+            ]
+            bias = None if one.bias is None else np.multiply(integers.bias, ACTIVATION, dtype=np.float32)
+            found += [None if x is None else torch.from_numpy(x).to(like) for x in (bias, *rounded)]
+            ctx.rounded.append(rounded)
+        return tuple(found)
 
     @staticmethod
-    def backward(ctx: Any, of_bias: Tensor | None, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        bias, bias_gain, *floats = ctx.saved_tensors
-        least, most = levels(ctx.stage.bits)
-        found: list[Tensor] = []
-        of_clips: list[Tensor] = []
-        for place, (grad, rounded) in enumerate(zip(grads, ctx.rounded, strict=True)):
-            weight, gain = (x.detach() for x in floats[2 * place : 2 * place + 2])
-            run = _fused_gradients if fusible(grad) else rounded_gradients
-            of_weight, of_gain, of_clip = run(grad, weight, rounded, gain, ctx.stage.clip(place), least / most)
-            found += [of_weight, of_gain]
-            of_clips.append(of_clip)
-        of_floats = None if of_bias is None else of_bias * bias_gain
-        of_their_gain = None
-        if of_bias is not None and ctx.needs_input_grad[3]:
-            of_their_gain = (of_bias * bias).sum_to_size(bias_gain.shape)
-        learned = None if ctx.clips is None else math.log(2) * torch.stack(of_clips).view(ctx.clips)
-        return None, learned, of_floats, of_their_gain, *found
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        arrived = iter(grads)
+        found: list[Tensor | None] = []
+        for made, rounded in zip(ctx.made, ctx.rounded, strict=True):
+            of_bias, *of_weights = islice(arrived, 1 + len(rounded))
+            found += _straight_through(made, rounded, of_bias, of_weights)
+        return None, *found
+
+
+def _straight_through(
+    made: _Made, rounded: list[np.ndarray], of_bias: Tensor | None, grads: list[Tensor]
+) -> list[Tensor | None]:
+    """Gradients of a population's clips, bias, gains and weights."""
+    least, most = levels(made.bits)
+    of_gains: list[Tensor | None] = []
+    of_weights: list[Tensor] = []
+    of_clips: list[np.ndarray] = []
+    for place, (grad, share, gain, weight) in enumerate(zip(grads, made.shares, made.gains, made.weights, strict=True)):
+        units = made.units(share)
+        whole = units if gain is None else units * gain.numpy(force=True)
+        run = _fused_gradients if fusible(grad) else rounded_gradients
+        found = run(grad, weight.detach(), rounded[place], whole, made.clip(place), least / most)
+        of_gains.append(None if gain is None else _times(found.of_gain, units).sum_to_size(gain.shape))
+        of_weights.append(found.of_weight)
+        of_clips.append(found.of_clip)
+    learned = None
+    if made.clips is not None:
+        learned = torch.from_numpy(np.array(of_clips).reshape(made.clips.shape)).to(made.clips)
+    of_bias = None if of_bias is None else _times(of_bias, made.units())
+    return [learned, of_bias, *of_gains, *of_weights]
+
+
+def _times(tensor: Tensor, values: np.ndarray) -> Tensor:
+    return tensor * torch.from_numpy(values).to(tensor)
 
 
 class Gradients(NamedTuple):
-    """Of weights [O, ...]; of their gain, [1] or [O]; and of their clip, [1] or [O], times that clip."""
+    """Of weights [O, ...]; of their gain, [1] or [O]; and of the logarithm to base 2 of their clip, [1] or [O]."""
 
     of_weight: Tensor
     of_gain: Tensor
-    of_clip: Tensor
+    of_clip: np.ndarray
 
 
 def rounded_gradients(
-    grad: Tensor, weight: Tensor, rounded: np.ndarray, gain: Tensor, clip: np.ndarray, least: float
+    grad: Tensor, weight: Tensor, rounded: np.ndarray, gain: np.ndarray, clip: np.ndarray, least: float
 ) -> Gradients:
     """From the gradient of what weights [O, ...] times gain, [1] or [O], were rounded to, after they were clipped at
     clip, [1] or [O], and least * clip; or at none, which is infinite."""
-    level, reach = (torch.from_numpy(x).to(weight) for x in (rounded, clip))
-    own, high = (over_channels(x, weight.dim()) for x in (gain, reach))
+    level, factor, reach = (torch.from_numpy(x).to(weight) for x in (rounded, gain, clip))
+    own, high = (over_channels(x, weight.dim()) for x in (factor, reach))
     scaled = own * weight
     passed = grad * ((scaled >= least * high) & (scaled <= high))
     moved, leveled = ((x * y).reshape(len(grad), -1).sum(1) for x, y in ((passed, weight), (grad, level)))
-    of_clip = torch.where(reach.isinf(), leveled, leveled - gain * moved)
-    return Gradients(own * passed, moved.sum_to_size(gain.shape), of_clip.sum_to_size(reach.shape))
+    of_clip = OF_LOGARITHM * torch.where(reach.isinf(), leveled, leveled - factor * moved)
+    return Gradients(own * passed, moved.sum_to_size(factor.shape), of_clip.sum_to_size(reach.shape).numpy(force=True))
 
 
 def _fused_gradients(
-    grad: Tensor, weight: Tensor, rounded: np.ndarray, gain: Tensor, clip: np.ndarray, least: float
+    grad: Tensor, weight: Tensor, rounded: np.ndarray, gain: np.ndarray, clip: np.ndarray, least: float
 ) -> Gradients:
-    found = torch.empty(weight.shape), torch.zeros(len(gain)), torch.zeros(len(clip))
-    flat = [x.reshape(len(grad), -1) for x in (grad.numpy(), weight.numpy(), rounded, found[0].numpy())]
-    _gradient_kernel(*flat, gain.numpy(), clip, np.float32(least), found[1].numpy(), found[2].numpy())
+    found = torch.empty(weight.shape), torch.zeros(len(gain)), np.zeros(len(clip), np.float32)
+    flat = [x.reshape(len(rounded), -1) for x in (grad.numpy(), weight.numpy(), rounded, found[0].numpy())]
+    _gradient_kernel(*flat, gain, clip, np.float32(least), found[1].numpy(), found[2])
     return Gradients(*found)
 
 
@@ -368,7 +424,7 @@ def _gradient_kernel(  # type: ignore[no-untyped-def]
             moved += inside * values[i]
             leveled += error[i] * level[i]
         of_gain[at_gain] += moved
-        of_clip[at_clip] += leveled if high == np.inf else leveled - own * moved
+        of_clip[at_clip] += OF_LOGARITHM * (leveled if high == np.inf else leveled - own * moved)
 
 
 class _Floor(torch.autograd.Function):
@@ -438,7 +494,7 @@ def integer_forward(
 
 
 def _heard(spikes: Tensor, recurrent: Tensor) -> Tensor:
-    return heard_from(spikes, recurrent).floor()
+    return heard_from(spikes, recurrent).floor_()
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

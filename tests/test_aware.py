@@ -312,8 +312,10 @@ def test_a_norm_whose_gain_is_zero_remembers_the_mean_in_floats() -> None:
 def test_gradients_of_what_was_rounded_equal_their_plain_twin(shape: tuple[int, ...], gains: str, clips: str) -> None:
     generator = torch.Generator().manual_seed(0)
     grad, weight = torch.randn(2, *shape, generator=generator)
-    gain, clip = (torch.rand(1 if of == "one" else shape[0], generator=generator) + 0.5 for of in (gains, clips))
-    clip = clip.numpy() if clips != "none" else np.full(1, np.inf, np.float32)
+    gain, clip = (
+        torch.rand(1 if of == "one" else shape[0], generator=generator).numpy() + 0.5 for of in (gains, clips)
+    )
+    clip = clip if clips != "none" else np.full(1, np.inf, np.float32)
     arguments = (grad, weight, np.rint(3 * weight.numpy()) / 3, gain, clip, -1.125)
     fused, plain = (run(*arguments) for run in (_fused_gradients, rounded_gradients))
     assert torch.equal(fused.of_weight, plain.of_weight)
