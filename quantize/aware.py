@@ -457,9 +457,9 @@ def integer_forward(
     own: where thresholds differ; all other arguments, and the membranes returned, are then stretched until each
     neuron's threshold is the one of `neuron`, and membranes, exact quotients rounded, stay on their side of it.
     """
-    neuron, bias = of_all(neuron, bias, activation.shape[1])
     threshold: float | Tensor = STATE_UNIT * neuron.threshold
     if own is not None:
+        _, bias = of_all(neuron, bias, activation.shape[1])
         shrink = (own.thresholds.double() / neuron.threshold).repeat(activation.shape[1] // len(own.thresholds))
         activation = (activation * shrink).round().to(activation)
         bias = (STATE_UNIT * bias * shrink).round().to(activation) / STATE_UNIT
@@ -467,6 +467,7 @@ def integer_forward(
     if fusible(activation):
         levels = np.atleast_1d(np.asarray(threshold, np.int32))
         return fused_forward(activation, bias, neuron, recurrent, partial(_kernel, levels), _heard, np.int32)
+    neuron, bias = of_all(neuron, bias, activation.shape[1])
     spikes, membranes = torch.empty_like(activation), torch.empty_like(activation)
     alpha, beta = (torch.as_tensor(share, dtype=torch.float64) for share in (neuron.alpha, neuron.beta))
     drive = STATE_UNIT * torch.as_tensor(bias, dtype=torch.float64)
@@ -548,5 +549,7 @@ def _kernel(  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def _fill_units(tile, values, unit, start, stop):  # type: ignore[no-untyped-def]
     """`fill` in whole numbers of a unit, of which the values are multiples."""
+    floats = np.empty(TILE, np.float32)
+    fill(floats, values, start, stop)
     for i in range(stop - start):
-        tile[i] = np.int32(unit * values[start + i if len(values) > 1 else 0])
+        tile[i] = np.int32(unit * floats[i])
