@@ -1,6 +1,7 @@
 """What fewer bits cost, with and without aware training, and what a plainer way to round costs: the results page.
 
-OMP_NUM_THREADS=1 uv run python -m benchmarks.precision examples/digits.toml --seeds 3 --aware-epochs 20
+OMP_NUM_THREADS=1 uv run python -m benchmarks.precision examples/digits.toml --aware 8,4 20 0.001 \
+    --aware 2,ternary,1 20 0.01 --seeds 3
 
 Trains the configuration from each seed, quantizes at every width, trains on from the same weights with the integers in
 the forward pass, and deploys and verifies all of these on every backend. Runs are kept in runs/precision and gone on
@@ -14,7 +15,7 @@ import shlex
 import shutil
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,6 @@ from train.time_weights import weighted
 from train.trainer import EVALUATION_BATCH
 
 WIDTHS: tuple[Bits, ...] = (8, 4, 2, "ternary", 1)
-FEW: tuple[Bits, ...] = (2, "ternary", 1)  # whose weights have further to go
 RUNS, PAGE = Path("runs/precision"), Path("docs/results/precision")
 WAYS = {
     "rounded": "rounded, no retraining",
@@ -65,8 +65,8 @@ Aware epochs come on top of the float ones. Where a set is small they are also a
 floats they start from: spoken digits has 600 recordings to learn from.
 
 * **rounded**: the trained float network, quantized as `pipeline.py quantize` does (`calibration = "membrane"`).
-* **aware**: the same weights trained on with the integers in the forward pass, scales learned; for the epochs and with
-  the learning rate and weight decay that the command says, or 0.001, and at 2 bits and fewer 0.003, and no decay.
+* **aware**: the same weights trained on with the integers in the forward pass, scales learned; for the epochs, with the
+  learning rate and with the weights' decay, if any, that the command names for each width.
 * **largest weight**: what a user would write first: every layer scaled by its largest weight, rounded, threshold and
   bias by the same scale (`calibration = "max"`).
 * **1/64 grid**: the same float network on lava-dl's grid, one step of 2/64 for all weights of all layers, threshold
@@ -81,22 +81,24 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, usage="python -m benchmarks.precision CONFIG [options]")
     parser.add_argument("config", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--aware-epochs", type=int, required=True)
-    parser.add_argument("--aware-learning-rate", type=float, default=1e-3)
-    parser.add_argument("--few-epochs", type=int, help="of aware training at 2 bits and fewer")
-    parser.add_argument("--few-learning-rate", type=float, default=3e-3)
-    parser.add_argument("--few-weight-decay", type=float, default=0.0)
+    parser.add_argument(
+        "--aware",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar=("WIDTHS EPOCHS RATE", "DECAY"),
+        help="how aware training goes at some widths: epochs, learning rate and perhaps the weights' decay",
+    )
     parser.add_argument("--set", action="append", default=[], help="change one key of the configuration")
     parser.add_argument("--name", help="of the section on the page. Default: the configuration's")
     chosen = parser.parse_args()
     name = chosen.name or chosen.config.stem
-    few = {
-        "aware_epochs": chosen.few_epochs or chosen.aware_epochs,
-        "aware_learning_rate": chosen.few_learning_rate,
-        "aware_weight_decay": chosen.few_weight_decay,
-    }
-    more = {"aware_epochs": chosen.aware_epochs, "aware_learning_rate": chosen.aware_learning_rate}
-    aware = {bits: few if bits in FEW else more for bits in WIDTHS}
+    try:
+        aware = recipes(chosen.aware)
+    except (TypeError, ValueError):
+        parser.error("--aware takes widths, epochs, a learning rate and perhaps a decay, like --aware 2,1 20 0.01")
+    if missing := [str(bits) for bits in WIDTHS if str(bits) not in aware]:
+        parser.error(f"--aware says nothing of {', '.join(missing)} bits; give it for every width")
     seeds = []
     for seed in range(chosen.seeds):
         config = configuration.read(chosen.config, [*chosen.set, f"seed={seed}"])
@@ -107,7 +109,20 @@ def main() -> None:
     write_page(PAGE)
 
 
-def measure(config: Config, aware: dict[Bits, dict[str, Any]], folder: Path) -> dict[str, Any]:
+def recipes(given: Iterable[Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """Keys of `train` by width, of what `--aware` was given."""
+    return {
+        width: {
+            "aware_epochs": int(epochs),
+            "aware_learning_rate": float(rate),
+            "aware_weight_decay": float(*decay),
+        }
+        for widths, epochs, rate, *decay in given
+        for width in widths.split(",")
+    }
+
+
+def measure(config: Config, aware: dict[str, dict[str, Any]], folder: Path) -> dict[str, Any]:
     """Accuracies and verdicts of one seed, by way and width. aware: keys of `train` at each width."""
     found: dict[str, Any] = {"rounded": {}, "aware": {}, "max": {}}
     with Progress() as bars:
@@ -124,7 +139,7 @@ def measure(config: Config, aware: dict[Bits, dict[str, Any]], folder: Path) -> 
             largest = replace(at, quantize=replace(at.quantize, calibration="max"))
             found["max"][str(bits)] = quantized(largest, folder, f"max-{bits}", show)
             bars.advance(task)
-            trained = replace(at, train=replace(at.train, **aware[bits]))
+            trained = replace(at, train=replace(at.train, **aware[str(bits)]))
             found["aware"][str(bits)] = run(trained, folder, f"aware-{bits}", show)
             bars.advance(task)
     theirs = floats_right(config, folder / "rounded-8")
