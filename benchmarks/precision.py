@@ -29,6 +29,7 @@ from deploy import BACKENDS
 from quantize import arithmetic as rules
 from quantize import engine, held_out, integer_network
 from quantize.fold import FoldedLayer, fold
+from quantize.held_out import HeldOut
 from quantize.integer_network import INPUT, Connection, IntegerNetwork, Population
 from quantize.precision import Bits
 from quantize.recording import predictions
@@ -39,6 +40,7 @@ from run.config import Config
 from run.folder import RunFolder
 from train.checkpoint import load_weights
 from train.modes import evaluating
+from train.network import SpikingNetwork
 from train.objectives import predict
 from train.time_weights import weighted
 from train.trainer import EVALUATION_BATCH
@@ -142,11 +144,15 @@ def measure(config: Config, aware: dict[str, dict[str, Any]], folder: Path) -> d
             trained = replace(at, train=replace(at.train, **aware[str(bits)]))
             found["aware"][str(bits)] = run(trained, folder, f"aware-{bits}", show)
             bars.advance(task)
-    theirs = floats_right(config, folder / "rounded-8")
+    network, held = building.prepare(config)[0], held_out.load(folder / "rounded-8" / files.INPUTS)
+    load_weights(network, folder / "rounded-8" / files.WEIGHTS)
+    theirs = floats_right(network, held)
+    ours = {str(bits): integer_network.load(folder / f"aware-{bits}" / files.NETWORK) for bits in WIDTHS}
+    grid = fixed_grid(fold(network), network.input_shape, network.payload_bits)
     return found | {
         "float": float(theirs.mean()),
-        "error": {str(bits): paired_error(right(folder / f"aware-{bits}"), theirs) for bits in WIDTHS},
-        "grid": on_fixed_grid(config, folder / "rounded-8"),
+        "error": {bits: paired_error(right(integers, held), theirs) for bits, integers in ours.items()},
+        "grid": float(right(grid, held).mean()),
     }
 
 
@@ -177,17 +183,13 @@ def from_floats(folder: Path, name: str) -> RunFolder:
     return RunFolder(folder / name)
 
 
-def right(folder: Path) -> np.ndarray:
-    """Which held-out samples a run's integers answer rightly, bool [B]."""
-    integers, held = integer_network.load(folder / files.NETWORK), held_out.load(folder / files.INPUTS)
+def right(integers: IntegerNetwork, held: HeldOut) -> np.ndarray:
+    """Which held-out samples the integers answer rightly, bool [B]."""
     return predictions(engine.run(integers, held.inputs), integers) == held.labels
 
 
-def floats_right(config: Config, folder: Path) -> np.ndarray:
-    """Which ones a run's float network does."""
-    network = building.prepare(config)[0]
-    load_weights(network, folder / files.WEIGHTS)
-    held = held_out.load(folder / files.INPUTS)
+def floats_right(network: SpikingNetwork, held: HeldOut) -> np.ndarray:
+    """Which ones the float network does."""
     with torch.inference_mode(), evaluating(network):
         outputs = (network(inputs) for inputs in torch.from_numpy(held.inputs).split(EVALUATION_BATCH, dim=1))
         answers = torch.cat([predict(weighted(output, network.time_weights)) for output in outputs])
@@ -197,15 +199,6 @@ def floats_right(config: Config, folder: Path) -> np.ndarray:
 def paired_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Standard error of the difference between two accuracies on the same samples."""
     return float((ours.astype(float) - theirs).std(ddof=1) / len(ours) ** 0.5)
-
-
-def on_fixed_grid(config: Config, folder: Path) -> float:
-    """Accuracy of the float network on lava-dl's grid, on all held-out samples."""
-    network = building.prepare(config)[0]
-    load_weights(network, folder / files.WEIGHTS)
-    held = held_out.load(folder / files.INPUTS)
-    integers = fixed_grid(fold(network), network.input_shape, network.payload_bits)
-    return float((predictions(engine.run(integers, held.inputs), integers) == held.labels).mean())
 
 
 def fixed_grid(layers: Sequence[FoldedLayer], input_shape: tuple[int, ...], payload_bits: int) -> IntegerNetwork:
